@@ -1,0 +1,2 @@
+//! The `tilewise` program.
+fn main() {}

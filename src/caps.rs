@@ -1,0 +1,148 @@
+//! What planning may know of a device.
+
+/// Which kind of kernel runs: chosen from [`Caps`], or forced for tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tier {
+    /// Plain WGSL: 16 KiB of workgroup memory, 256 invocations, no subgroups. Runs everywhere.
+    #[default]
+    Portable,
+    /// Subgroup operations, right for every subgroup size from 4 to 128.
+    Subgroup,
+}
+
+impl Tier {
+    /// Lower-case name: `portable`, `subgroup`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Subgroup => "subgroup",
+        }
+    }
+}
+
+impl std::fmt::Display for Tier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Tier {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "portable" => Ok(Self::Portable),
+            "subgroup" => Ok(Self::Subgroup),
+            other => Err(format!("expected portable or subgroup, got {other}")),
+        }
+    }
+}
+
+/// The limits and features that planning reads. Plain data: a plan can be tried without a device,
+/// and a smaller device imitated on a larger one (`Context::with_caps`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caps {
+    /// Kernels of this tier are chosen.
+    pub tier: Tier,
+    /// Bytes of workgroup memory.
+    pub workgroup_storage: u32,
+    /// Invocations in one workgroup, in all and along x.
+    pub invocations: u32,
+    /// Workgroups along one dimension of a dispatch.
+    pub workgroups_per_dim: u32,
+    /// Bytes that one storage binding can span.
+    pub binding_size: u64,
+    /// Bytes of one buffer.
+    pub buffer_size: u64,
+    /// Alignment of a storage binding's offset, in bytes.
+    pub offset_alignment: u32,
+    /// Storage buffers in one kernel.
+    pub storage_buffers: u32,
+    /// Smallest and largest subgroup the device may use, `None` without subgroup operations.
+    pub subgroup: Option<(u32, u32)>,
+    /// 16-bit float arithmetic in kernels. Storage in f16 needs nothing.
+    pub f16: bool,
+    /// Timestamps at pass boundaries.
+    pub timestamps: bool,
+    /// Cooperative matrix shapes `(m, n, k)` with f16 inputs and f32 sums.
+    pub matrix_shapes: Vec<(u32, u32, u32)>,
+    /// Loop iterations that one invocation may make in all, nested loops summed.
+    ///
+    /// Mesa's llvmpipe before release 25 ends every loop, in silence, after about 65,535 trips.
+    pub loop_trips: u64,
+    /// The device is a CPU: loads are dear, arithmetic and subgroup broadcasts cheap.
+    pub cpu: bool,
+}
+
+impl Caps {
+    /// The least that any WebGPU device offers: portable tier.
+    pub fn minimum() -> Self {
+        Self {
+            tier: Tier::Portable,
+            workgroup_storage: 16_384,
+            invocations: 256,
+            workgroups_per_dim: 65_535,
+            binding_size: 128 << 20,
+            buffer_size: 256 << 20,
+            offset_alignment: 256,
+            storage_buffers: 8,
+            subgroup: None,
+            f16: false,
+            timestamps: false,
+            matrix_shapes: Vec::new(),
+            loop_trips: u64::MAX,
+            cpu: false,
+        }
+    }
+
+    /// Reads an opened device.
+    pub fn of(device: &wgpu::Device) -> Self {
+        let limits = device.limits();
+        let features = device.features();
+        let info = device.adapter_info();
+        let subgroup = features
+            .contains(wgpu::Features::SUBGROUP)
+            .then_some((info.subgroup_min_size, info.subgroup_max_size))
+            // broadcasts need at least four lanes; a device that reports less is misreporting
+            .filter(|&(min, max)| min >= 4 && max >= min);
+        Self {
+            tier: if subgroup.is_some() { Tier::Subgroup } else { Tier::Portable },
+            workgroup_storage: limits.max_compute_workgroup_storage_size,
+            invocations: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
+            workgroups_per_dim: limits.max_compute_workgroups_per_dimension,
+            binding_size: limits.max_storage_buffer_binding_size,
+            buffer_size: limits.max_buffer_size,
+            offset_alignment: limits.min_storage_buffer_offset_alignment,
+            storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            subgroup,
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            matrix_shapes: Vec::new(),
+            loop_trips: loop_trips(&info),
+            cpu: info.device_type == wgpu::DeviceType::Cpu,
+        }
+    }
+
+    /// The same device with only kernels of `tier`, or `None` if it cannot run them.
+    pub fn with_tier(&self, tier: Tier) -> Option<Self> {
+        let able = tier == Tier::Portable || self.subgroup.is_some();
+        able.then(|| Self { tier, ..self.clone() })
+    }
+}
+
+/// Trips that are safe on this driver; see [`Caps::loop_trips`].
+fn loop_trips(info: &wgpu::AdapterInfo) -> u64 {
+    let text = format!("{} {} {}", info.name, info.driver, info.driver_info);
+    if !text.contains("llvmpipe") {
+        return u64::MAX;
+    }
+    let major = text
+        .split("Mesa ")
+        .nth(1)
+        .and_then(|v| v.split('.').next())
+        .and_then(|v| v.trim().parse::<u32>().ok());
+    // a release that cannot be read is taken for an old one
+    if major.is_some_and(|m| m >= 25) { u64::MAX } else { 60_000 }
+}

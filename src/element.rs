@@ -1,0 +1,237 @@
+//! Element types of tensors in memory, and the WGSL that reads and writes them.
+//!
+//! Arithmetic is f32 on every device. f16 and bf16 are *storage*: a kernel sees them as packed
+//! halves of `u32` words and converts on load and store, so that no device feature is needed
+//! (`SHADER_F16` is missing on many). A kernel file declares each tensor on one line,
+//!
+//! ```wgsl
+//! @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load4(i: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
+//! ```
+//!
+//! which is valid WGSL for f32; [`TensorDecl::wgsl`] writes the line again for the element type,
+//! alignment and direction at hand.
+
+use half::{bf16, f16};
+
+/// Element type of a tensor in memory. Sums are f32 whatever it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision, 4 bytes.
+    #[default]
+    F32,
+    /// IEEE half precision, 2 bytes, as storage.
+    F16,
+    /// bfloat16, 2 bytes, as storage. Stores round to nearest, ties to even.
+    BF16,
+}
+
+impl DType {
+    /// Size of one element in bytes.
+    pub const fn size(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// Lower-case name: `f32`, `f16`, `bf16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        }
+    }
+
+    /// Half the distance from 1 to the next larger number: the relative error of one rounding.
+    pub const fn unit_roundoff(self) -> f64 {
+        match self {
+            Self::F32 => 5.960_464_477_539_063e-8,
+            Self::F16 => 4.882_812_5e-4,
+            Self::BF16 => 3.906_25e-3,
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::BF16),
+            other => Err(format!("expected f32, f16 or bf16, got {other}")),
+        }
+    }
+}
+
+/// A Rust type whose slices can be uploaded to and downloaded from a tensor.
+pub trait Element: bytemuck::Pod {
+    /// The element type in memory.
+    const DTYPE: DType;
+    /// The nearest element to `x`.
+    fn from_f32(x: f32) -> Self;
+    /// The value, exactly.
+    fn to_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for f16 {
+    const DTYPE: DType = DType::F16;
+    fn from_f32(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+    fn from_f32(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// How a kernel sees one tensor binding: everything that changes its declaration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TensorDecl {
+    pub(crate) dtype: DType,
+    /// Every row starts at a multiple of four elements and is a multiple of four long.
+    pub(crate) vec4: bool,
+}
+
+impl TensorDecl {
+    /// One line of WGSL that declares binding `index` as `name`, with its access functions.
+    ///
+    /// Indices are in elements from the start of the binding.
+    /// - read: `NAME_load(i)`, `NAME_load4(i)` (four consecutive; `i` a multiple of four where
+    ///   `vec4`), `NAME_load4n(i, n)` (the first `n` of four, then zeros).
+    /// - write: `NAME_store(i, x)`, `NAME_store4(i, x)`, `NAME_store4n(i, n, x)`.
+    /// - a write binding can be read too, through the same load functions.
+    ///
+    /// Unaligned 16-bit stores go through integer atomics: two invocations may own the two halves
+    /// of one word, and each must leave the other half as it is. `NAME_store` of an aligned
+    /// 16-bit tensor is not generated: a kernel that needs it asks for `vec4: false`.
+    pub(crate) fn wgsl(self, name: &str, index: u32, writable: bool) -> String {
+        let access = if writable { "read_write" } else { "read" };
+        let packed = self.dtype != DType::F32;
+        let (cell, load, load4, load4n): (&str, String, String, String) = match (packed, self.vec4) {
+            (false, true) => (
+                "vec4<f32>",
+                format!("return {name}[i >> 2u][i & 3u];"),
+                format!("return {name}[i >> 2u];"),
+                format!("return {name}_load4(i);"),
+            ),
+            (false, false) => (
+                "f32",
+                format!("return {name}[i];"),
+                format!("return vec4<f32>({name}[i], {name}[i + 1u], {name}[i + 2u], {name}[i + 3u]);"),
+                load4n_by_element(name),
+            ),
+            (true, true) => (
+                "vec2<u32>",
+                format!("let w = {name}[i >> 2u]; return {decode}(w)[i & 3u];", decode = self.decode4()),
+                format!("return {decode}({name}[i >> 2u]);", decode = self.decode4()),
+                format!("return {name}_load4(i);"),
+            ),
+            (true, false) => {
+                let word = if writable {
+                    format!("atomicLoad(&{name}[i >> 1u])")
+                } else {
+                    format!("{name}[i >> 1u]")
+                };
+                (
+                    if writable { "atomic<u32>" } else { "u32" },
+                    format!("return {decode}({word}, i & 1u);", decode = self.decode1()),
+                    format!(
+                        "return vec4<f32>({name}_load(i), {name}_load(i + 1u), {name}_load(i + 2u), {name}_load(i + 3u));"
+                    ),
+                    load4n_by_element(name),
+                )
+            }
+        };
+        let mut line = format!(
+            "@group(0) @binding({index}) var<storage, {access}> {name}: array<{cell}>; \
+             fn {name}_load(i: u32) -> f32 {{ {load} }} \
+             fn {name}_load4(i: u32) -> vec4<f32> {{ {load4} }} \
+             fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ {load4n} }}"
+        );
+        if writable {
+            let store1 = match (packed, self.vec4) {
+                (false, true) => Some(format!("{name}[i >> 2u][i & 3u] = x;")),
+                (false, false) => Some(format!("{name}[i] = x;")),
+                (true, true) => None,
+                (true, false) => Some(format!(
+                    "let s = (i & 1u) * 16u; let h = {encode}(x) << s; \
+                     atomicAnd(&{name}[i >> 1u], ~(0xffffu << s)); atomicOr(&{name}[i >> 1u], h);",
+                    encode = self.encode1()
+                )),
+            };
+            let (store4, store4n) = match (packed, self.vec4) {
+                (false, true) => (format!("{name}[i >> 2u] = x;"), format!("{name}_store4(i, x);")),
+                (true, true) => (
+                    format!("{name}[i >> 2u] = {encode}(x);", encode = self.encode4()),
+                    format!("{name}_store4(i, x);"),
+                ),
+                (_, false) => (
+                    format!(
+                        "{name}_store(i, x.x); {name}_store(i + 1u, x.y); {name}_store(i + 2u, x.z); {name}_store(i + 3u, x.w);"
+                    ),
+                    format!(
+                        "if n > 0u {{ {name}_store(i, x.x); }} if n > 1u {{ {name}_store(i + 1u, x.y); }} \
+                         if n > 2u {{ {name}_store(i + 2u, x.z); }} if n > 3u {{ {name}_store(i + 3u, x.w); }}"
+                    ),
+                ),
+            };
+            if let Some(store1) = store1 {
+                line += &format!(" fn {name}_store(i: u32, x: f32) {{ {store1} }}");
+            }
+            line += &format!(
+                " fn {name}_store4(i: u32, x: vec4<f32>) {{ {store4} }} \
+                 fn {name}_store4n(i: u32, n: u32, x: vec4<f32>) {{ {store4n} }}"
+            );
+        }
+        line
+    }
+
+    fn decode4(self) -> &'static str {
+        if self.dtype == DType::BF16 { "decode4_bf16" } else { "decode4_f16" }
+    }
+    fn encode4(self) -> &'static str {
+        if self.dtype == DType::BF16 { "encode4_bf16" } else { "encode4_f16" }
+    }
+    fn decode1(self) -> &'static str {
+        if self.dtype == DType::BF16 { "decode1_bf16" } else { "decode1_f16" }
+    }
+    fn encode1(self) -> &'static str {
+        if self.dtype == DType::BF16 { "encode1_bf16" } else { "encode1_f16" }
+    }
+}
+
+/// Body of `load4n`: never reads past `n`, so that a row's tail cannot pick up a neighbour's NaN.
+fn load4n_by_element(name: &str) -> String {
+    format!(
+        "var x = vec4<f32>(0.0); if n > 0u {{ x.x = {name}_load(i); }} if n > 1u {{ x.y = {name}_load(i + 1u); }} \
+         if n > 2u {{ x.z = {name}_load(i + 2u); }} if n > 3u {{ x.w = {name}_load(i + 3u); }} return x;"
+    )
+}
