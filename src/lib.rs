@@ -2,6 +2,8 @@
 #![deny(missing_docs)]
 
 mod caps;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod context;
 mod dispatch;
 mod element;

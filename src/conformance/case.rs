@@ -183,7 +183,8 @@ impl Case {
             )));
         }
         for (name, shape) in &raw.shapes {
-            let tensor = |problem| CaseError::Tensor { path: path.into(), name: name.clone(), problem };
+            let tensor =
+                |problem| CaseError::Tensor { path: path.into(), name: name.clone(), problem };
             let got = tensors
                 .get(name)
                 .ok_or_else(|| tensor("the case names it, the file lacks it".into()))?;
@@ -363,7 +364,9 @@ fn read_tensors(
             "F32" | "I32" => 4,
             "U8" | "BOOL" => 1,
             other => {
-                return Err(fail(format!("element type: expected F32, I32, U8 or BOOL, got {other}")));
+                return Err(fail(format!(
+                    "element type: expected F32, I32, U8 or BOOL, got {other}"
+                )));
             }
         };
         let bytes = entry.shape.iter().try_fold(size, |n, &d| n.checked_mul(d));
@@ -399,7 +402,10 @@ fn read_tensors(
     if tiled != Some(body.len() as u64) {
         return Err(CaseError::Container {
             path: path.into(),
-            problem: format!("the tensors do not cover the {} bytes after the header once", body.len()),
+            problem: format!(
+                "the tensors do not cover the {} bytes after the header once",
+                body.len()
+            ),
         });
     }
     Ok(tensors)

@@ -36,8 +36,7 @@ pub fn judge(
     if got.len() != want.len() {
         return Err(format!("{} entries for shape {shape:?}, wanted {}", got.len(), want.len()));
     }
-    let got = got.iter().map(|&x| f64::from(x));
-    let pairs: Vec<(f64, f64)> = want.into_iter().zip(got).collect();
+    let pairs: Vec<(f64, f64)> = want.into_iter().zip(got.iter().map(|&x| x.into())).collect();
 
     let Tolerance::Close { atol, rtol, rel_l2 } = tolerance else {
         let differ = pairs.iter().filter(|(w, g)| w != g).count();
@@ -47,7 +46,7 @@ pub fn judge(
                 "{differ} of {} entries differ where equality is wanted; entry {i}: wanted {}, got {}",
                 pairs.len(),
                 pairs[i].0,
-                pairs[i].1
+                got[i]
             )),
         };
     };
@@ -57,7 +56,7 @@ pub fn judge(
         let count = pairs.iter().filter(|&&(w, g)| !same(w, g)).count();
         return Err(format!(
             "{count} non-finite entries differ; entry {i}: wanted {}, got {}",
-            pairs[i].0, pairs[i].1
+            pairs[i].0, got[i]
         ));
     }
     let finite: Vec<(usize, f64, f64)> = pairs
@@ -66,10 +65,11 @@ pub fn judge(
         .filter(|(_, (w, _))| w.is_finite())
         .map(|(i, &(w, g))| (i, w, g))
         .collect();
-    if let Some((i, w, g)) = finite.iter().find(|(_, _, g)| !g.is_finite()) {
+    if let Some(&(i, w, _)) = finite.iter().find(|(_, _, g)| !g.is_finite()) {
         let count = finite.iter().filter(|(_, _, g)| !g.is_finite()).count();
         return Err(format!(
-            "{count} non-finite entries where finite ones are wanted; entry {i}: wanted {w}, got {g}"
+            "{count} non-finite entries where finite ones are wanted; entry {i}: wanted {w}, got {}",
+            got[i]
         ));
     }
 
@@ -83,7 +83,7 @@ pub fn judge(
         if e > atol + rtol * w.abs() {
             over += 1;
             if worst.is_none() || e > distance.max_abs {
-                worst = Some((i, w, g));
+                worst = Some((i, w));
             }
         }
         distance.max_abs = distance.max_abs.max(e);
@@ -91,12 +91,13 @@ pub fn judge(
     if want2 > 0.0 {
         distance.rel_l2 = (error2 / want2).sqrt();
     }
-    if let Some((i, w, g)) = worst {
+    if let Some((i, w)) = worst {
         return Err(format!(
-            "{over} of {} entries over atol {atol:.3e} + rtol {rtol:.3e}; largest error {:.3e}, relative L2 {:.3e}; entry {i}: wanted {w}, got {g}",
+            "{over} of {} entries over atol {atol:.3e} + rtol {rtol:.3e}; largest error {:.3e}, relative L2 {:.3e}; entry {i}: wanted {w}, got {}",
             finite.len(),
             distance.max_abs,
-            distance.rel_l2
+            distance.rel_l2,
+            got[i]
         ));
     }
     if distance.rel_l2 > rel_l2 {

@@ -69,8 +69,9 @@ pub fn run(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     if case.expect == Expect::Values && dtype != DType::F32 && !case.f16_applicable {
         return Err(Stop::Unsupported("the case is not for 16-bit tensors".into()));
     }
-    let op = ops::find(&case.op)
-        .ok_or_else(|| Stop::Unsupported(format!("{} is not an operator of this crate", case.op)))?;
+    let op = ops::find(&case.op).ok_or_else(|| {
+        Stop::Unsupported(format!("{} is not an operator of this crate", case.op))
+    })?;
     let run = std::panic::AssertUnwindSafe(|| op(ctx, case, dtype));
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic

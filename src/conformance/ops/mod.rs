@@ -5,11 +5,12 @@ mod gaunt;
 mod linear;
 mod neighborhood;
 
+use half::{bf16, f16};
 use serde_json::Value;
 
 use super::case::{Case, Data};
-use super::run::{Outcome, Stop};
-use crate::{Context, DType};
+use super::run::{Outcome, Output, Stop};
+use crate::{Context, DType, Result, Tensor};
 
 /// Runs a case's operator.
 pub(super) type Op = fn(&Context, &Case, DType) -> Outcome;
@@ -25,6 +26,40 @@ pub(super) fn find(op: &str) -> Option<Op> {
 /// An operator that this crate does not have yet.
 fn not_built(_: &Context, case: &Case, _: DType) -> Outcome {
     Err(Stop::Unsupported(format!("{} is not built yet", case.op)))
+}
+
+/// A tensor of type `dtype` holding `data`, rounded to it.
+fn upload<const N: usize>(
+    ctx: &Context,
+    shape: [u32; N],
+    data: &[f32],
+    dtype: DType,
+) -> Result<Tensor<N>> {
+    match dtype {
+        DType::F32 => Tensor::upload(ctx, shape, data),
+        DType::F16 => {
+            Tensor::upload(ctx, shape, &data.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>())
+        }
+        DType::BF16 => {
+            Tensor::upload(ctx, shape, &data.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// A tensor for an output, full of NaN: an entry that the operator does not write fails the case.
+fn poisoned<const N: usize>(ctx: &Context, shape: [u32; N], dtype: DType) -> Result<Tensor<N>> {
+    let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d as usize));
+    upload(ctx, shape, &vec![f32::NAN; elements.unwrap_or(0)], dtype)
+}
+
+/// Reads a tensor back as an output of the case.
+fn output<const N: usize>(ctx: &Context, name: &str, tensor: &Tensor<N>) -> Result<Output> {
+    let data = match tensor.dtype() {
+        DType::F32 => tensor.download(ctx)?,
+        DType::F16 => tensor.download::<f16>(ctx)?.into_iter().map(f16::to_f32).collect(),
+        DType::BF16 => tensor.download::<bf16>(ctx)?.into_iter().map(bf16::to_f32).collect(),
+    };
+    Ok(Output { name: name.into(), shape: tensor.shape().to_vec(), data })
 }
 
 /// A number, or a word that Python writes for one.
