@@ -1,6 +1,7 @@
 //! Portable GPU compute kernels on wgpu.
 #![deny(missing_docs)]
 
+pub mod attention;
 mod caps;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -9,6 +10,7 @@ mod dispatch;
 mod element;
 mod error;
 pub mod measure;
+pub mod reference;
 mod shader;
 mod tensor;
 
