@@ -52,6 +52,20 @@ fn poisoned<const N: usize>(ctx: &Context, shape: [u32; N], dtype: DType) -> Res
     upload(ctx, shape, &vec![f32::NAN; elements.unwrap_or(0)], dtype)
 }
 
+/// Submits what `record` records.
+fn submit(
+    ctx: &Context,
+    record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
+) -> Result<()> {
+    const OP: &str = "conformance";
+    ctx.guard(OP, None, || {
+        let mut encoder = ctx.device.create_command_encoder(&Default::default());
+        record(&mut encoder)?;
+        ctx.queue.submit([encoder.finish()]);
+        Ok(())
+    })?
+}
+
 /// Reads a tensor back as an output of the case.
 fn output<const N: usize>(ctx: &Context, name: &str, tensor: &Tensor<N>) -> Result<Output> {
     let data = match tensor.dtype() {
@@ -72,6 +86,7 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
+#[allow(dead_code, reason = "sizes among the arguments belong to operators that are not built yet")]
 /// A whole number that fits `u32`.
 fn whole(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|n| n.try_into().ok())
@@ -79,6 +94,7 @@ fn whole(value: &Value) -> Option<u32> {
 
 /// Arguments of a case. An argument of the wrong kind, a negative size for one, is refused: the
 /// types of this crate cannot express it.
+#[allow(dead_code, reason = "some kinds of argument belong to operators that are not built yet")]
 impl Case {
     fn param(&self, name: &str) -> Result<&Value, Stop> {
         self.params.get(name).ok_or_else(|| Stop::Failed(format!("the case lacks param {name}")))
