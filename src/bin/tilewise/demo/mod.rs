@@ -129,10 +129,8 @@ mod tests {
 
     #[test]
     fn measures_see_errors() {
-        assert_eq!(
-            relative_rms(&[1.0, 1.1], &[1.0, 1.0]),
-            f64::from(1.1f32 - 1.0).hypot(0.0) / 2f64.sqrt()
-        );
+        let tenth = relative_rms(&[1.0, 1.1], &[1.0, 1.0]);
+        assert!((tenth - 0.1 / 2f64.sqrt()).abs() < 1e-7, "{tenth}");
         assert_eq!(relative_rms(&[1.0], &[1.0, 1.0]), f64::INFINITY);
         assert_eq!(relative_rms(&[f32::NAN], &[1.0]), f64::INFINITY);
         assert!((psnr(&[0.1, 0.5], &[0.0, 0.5]) - 23.0103).abs() < 1e-3);
