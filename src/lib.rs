@@ -1,12 +1,16 @@
 //! Portable GPU compute kernels on wgpu.
 #![deny(missing_docs)]
 
+pub mod attention;
 mod caps;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod context;
 mod dispatch;
 mod element;
 mod error;
 pub mod measure;
+pub mod reference;
 mod shader;
 mod tensor;
 
