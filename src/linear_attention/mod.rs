@@ -33,7 +33,13 @@
 //! arXiv:2307.08621); Yang et al. 2024 (delta rule, arXiv:2406.06484; gated, arXiv:2412.06464).
 //! The conventions are those of `fla` (flash-linear-attention).
 
-use crate::{Error, Result};
+mod encode;
+mod plan;
+
+pub use encode::{LinearAttentionArgs, LinearAttentionPlan, StateArgs, StatePlan};
+pub use plan::MAX_PACKED;
+
+use crate::{DType, Error, Result};
 
 pub(crate) const OP: &str = "linear_attention";
 
@@ -253,7 +259,7 @@ pub enum Form {
 ///
 /// Lightning attention of layer 3 of 24 with 8 heads:
 /// ```
-/// # use tilewise::{Decay, LinearAttention};
+/// # use tilewise::linear_attention::{Decay, LinearAttention};
 /// let op = LinearAttention { decay: Decay::lightning(3, 24, 8)?, ..Default::default() };
 /// # Ok::<(), tilewise::Error>(())
 /// ```
@@ -275,6 +281,14 @@ pub struct LinearAttention {
     pub form: Form,
     /// Tokens that the chunked kernels take at a time; `None` leaves it to the plan.
     pub chunk_size: Option<u32>,
+    /// Sequences of different lengths lie one after the other along the token axis of tensors
+    /// with batch size 1; [`LinearAttentionArgs::cu_seqlens`] has their bounds, and
+    /// [`LinearAttentionShape::batch`] counts them. Each has its own state.
+    pub packed: bool,
+    /// Element type of `q`, `k`, `v` and `o`. Sums and states are f32 whatever it is.
+    pub dtype: DType,
+    /// Element type of gates, weights and betas.
+    pub gate_dtype: DType,
 }
 
 impl Default for LinearAttention {
@@ -288,6 +302,9 @@ impl Default for LinearAttention {
             causal: true,
             form: Form::Auto,
             chunk_size: None,
+            packed: false,
+            dtype: DType::F32,
+            gate_dtype: DType::F32,
         }
     }
 }

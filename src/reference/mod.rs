@@ -5,5 +5,7 @@
 //! order that the operator documents.
 
 mod attention;
+mod linear_attention;
 
 pub use attention::attention;
+pub use linear_attention::{LinearAttentionInputs, LinearAttentionOutputs, linear_attention};

@@ -1,0 +1,506 @@
+// Linear attention in chunks, portable tier.
+// One workgroup owns COLUMNS groups of four columns of one (sequence, head, segment)'s state and
+// walks the segment in chunks of CHUNK tokens. Invocation (rows, cols) keeps RK rows of one column
+// group in registers. A chunk's q, k, v and gates pass through workgroup memory once, and
+//   o_i   = (q_i e^{b_i}) S_in + sum_{j <= i} (sum_c q_ic k_jc e^{b_ic - b_jc}) v_j
+//   S_out = e^{b_last} S_in + sum_j (k_j e^{b_last - b_j}) v_j^T
+// with b the log decay accumulated from the chunk's first token on. Decays of a range of tokens
+// are products of the tokens' own factors, all at most 1: nothing overflows however strong the
+// gates are, and no difference of large sums is taken.
+// Delta rule: v_j is replaced by u_j, the solution of the unit triangular system
+//   u_i + beta_i sum_{j < i} (sum_c k_ic k_jc e^{b_ic - b_jc}) u_j = beta_i (v_i - (k_i e^{b_i}) S_in),
+// by forward substitution.
+//   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
+//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
+//   decays [B, H, segments, K] f32
+// Source: Yang et al. 2023, arXiv:2312.06635, section 4; delta rule: Yang et al. 2024,
+// arXiv:2406.06484, section 3. Twin: none; the reference is the recurrence.
+const DIM: u32 = 64u; // @spec
+const FEATURES: u32 = 64u; // @spec
+const V: u32 = 64u; // @spec
+// groups of four columns
+const V4: u32 = 16u; // @spec
+const CU: u32 = 1u; // @spec
+const PACKED: bool = false; // @spec
+// 0 none, 1 per head, 2 per token, 3 per token and channel
+const DECAY: u32 = 0u; // @spec
+// 0 add, 1 weighted, 2 delta rule
+const UPDATE: u32 = 0u; // @spec
+// 0 none, 1 eps, 2 clamp
+const NORM: u32 = 0u; // @spec
+const FEATURE: u32 = 0u; // @spec
+// what a token does: changes the state, reads it
+const WRITES: bool = true; // @spec
+const READS: bool = true; // @spec
+// what a segment does: begins from a state in memory, stores its last, stores its total decay
+const LOADS: bool = false; // @spec
+const STORES: bool = false; // @spec
+const TOTALS: bool = false; // @spec
+// tokens in a chunk, and those of them whose products are summed at a time
+const CHUNK: u32 = 8u; // @spec
+const STEP: u32 = 4u; // @spec
+// rows in one invocation, groups of rows and of columns in a workgroup
+const RK: u32 = 16u; // @spec
+const RG: u32 = 4u; // @spec
+const COLUMNS: u32 = 16u; // @spec
+const SLICES: u32 = 1u; // @spec
+// parts of the channels that scores are summed in
+const PARTS: u32 = 8u; // @spec
+// sizes of arrays that some variants do without: CHUNK * KP, CHUNK^2, KP, or 1
+const GATE_TILE: u32 = 1u; // @spec
+const DELTA_TILE: u32 = 1u; // @spec
+const DELTA_SCORES: u32 = 1u; // @spec
+const Z: u32 = 1u; // @spec
+const TOTAL: u32 = 1u; // @spec
+// rows, those past the last feature zero
+const KP: u32 = RG * RK;
+const WORKGROUP: u32 = RG * COLUMNS;
+// indices of unrolled blocks
+const I: u32 = 0u;
+const R: u32 = 0u;
+
+// Must match `linear_attention::Params` (tested). Strides are (batch, token, head, offset), in
+// elements; those of the state (batch, head, row, offset).
+struct Params {
+    q: vec4<u32>,
+    k: vec4<u32>,
+    v: vec4<u32>,
+    o: vec4<u32>,
+    gate: vec4<u32>,
+    beta: vec4<u32>,
+    state: vec4<u32>,
+    batch: u32,
+    heads: u32,
+    // heads of the state for each head of q, k, v
+    group_q: u32,
+    group_k: u32,
+    group_v: u32,
+    // tokens of a sequence, and the range of them that this dispatch takes
+    tokens: u32,
+    first: u32,
+    last: u32,
+    segments: u32,
+    segment_len: u32,
+    // distance of the states of neighbouring segments
+    segment_stride: u32,
+    // first elements of the key sums before and after, and of the decays; their distance from
+    // one (sequence, head) and from one segment to the next
+    z_in: u32,
+    z_out: u32,
+    decays: u32,
+    z_pair: u32,
+    z_segment: u32,
+    scale: f32,
+    // eps or least value of the denominator
+    floor: f32,
+    pad0: u32,
+    pad1: u32,
+    // bounds of packed sequences
+    cu: array<vec4<u32>, CU>,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<f32>; fn q_load(i: u32) -> f32 { return q[i]; } // @tensor
+@group(0) @binding(2) var<storage, read> k: array<f32>; fn k_load(i: u32) -> f32 { return k[i]; } // @tensor
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } // @tensor
+@group(0) @binding(4) var<storage, read> gate: array<f32>; fn gate_load(i: u32) -> f32 { return gate[i]; } // @tensor
+@group(0) @binding(5) var<storage, read> beta: array<f32>; fn beta_load(i: u32) -> f32 { return beta[i]; } // @tensor
+@group(0) @binding(6) var<storage, read_write> o: array<vec4<f32>>; fn o_load4n(i: u32, n: u32) -> vec4<f32> { return o[i >> 2u]; } fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
+@group(0) @binding(7) var<storage, read_write> state: array<vec4<f32>>; fn state_load4n(i: u32, n: u32) -> vec4<f32> { return state[i >> 2u]; } fn state_store4n(i: u32, n: u32, x: vec4<f32>) { state[i >> 2u] = x; } // @tensor
+@group(0) @binding(8) var<storage, read_write> z: array<f32>; fn z_load(i: u32) -> f32 { return z[i]; } fn z_store(i: u32, x: f32) { z[i] = x; } // @tensor
+@group(0) @binding(9) var<storage, read_write> decays: array<f32>; fn decays_store(i: u32, x: f32) { decays[i] = x; } // @tensor
+
+// [CHUNK, KP]
+var<workgroup> queries: array<f32, CHUNK * KP>;
+var<workgroup> keys: array<f32, CHUNK * KP>;
+var<workgroup> gates: array<f32, GATE_TILE>;
+var<workgroup> old_keys: array<f32, DELTA_TILE>;
+// [CHUNK, COLUMNS]
+var<workgroup> values: array<vec4<f32>, CHUNK * COLUMNS>;
+// [RG, STEP, COLUMNS]
+var<workgroup> products: array<vec4<f32>, RG * STEP * COLUMNS>;
+// [PARTS, CHUNK, CHUNK]
+var<workgroup> score_parts: array<f32, PARTS * CHUNK * CHUNK>;
+// [CHUNK, CHUNK]
+var<workgroup> scores: array<f32, CHUNK * CHUNK>;
+var<workgroup> delta_scores: array<f32, DELTA_SCORES>;
+var<workgroup> factors: array<f32, CHUNK>;
+var<workgroup> betas: array<f32, CHUNK>;
+var<workgroup> denominators: array<f32, CHUNK>;
+// decay over the chunk
+var<workgroup> fade: array<f32, KP>;
+var<workgroup> sum_k: array<f32, Z>;
+var<workgroup> totals: array<f32, TOTAL>;
+
+// First token of packed sequence `n`.
+fn bound(n: u32) -> u32 {
+    return params.cu[n >> 2u][n & 3u];
+}
+
+fn q_feature(row: u32, c: u32) -> f32 {
+    if FEATURE == 5u {
+        let f = taylor_feature(c, DIM, params.scale);
+        var x = f.factor;
+        if f.i < DIM { x *= q_load(row + f.i); }
+        if f.j < DIM { x *= q_load(row + f.j); }
+        return x;
+    }
+    return feature_map(FEATURE, vec4<f32>(q_load(row + c))).x;
+}
+
+fn k_feature(row: u32, c: u32) -> f32 {
+    if FEATURE == 5u {
+        let f = taylor_feature(c, DIM, params.scale);
+        var x = f.factor;
+        if f.i < DIM { x *= k_load(row + f.i); }
+        if f.j < DIM { x *= k_load(row + f.j); }
+        return x;
+    }
+    return feature_map(FEATURE, vec4<f32>(k_load(row + c))).x;
+}
+
+
+// Factor of channel `c` at token `i` of the chunk.
+fn factor_of(i: u32, c: u32) -> f32 {
+    if DECAY == 3u {
+        return gates[(i * KP + c) % GATE_TILE];
+    }
+    return factors[i];
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn chunk_portable(
+    @builtin(workgroup_id) group_id: vec3<u32>,
+    @builtin(num_workgroups) group_count: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let group = group_index(group_id, group_count);
+    let slice = group % SLICES;
+    let segment = (group / SLICES) % params.segments;
+    let head = (group / (SLICES * params.segments)) % params.heads;
+    let sequence = group / (SLICES * params.segments * params.heads);
+    if sequence >= params.batch {
+        return;
+    }
+
+    var batch = sequence;
+    var start = 0u;
+    var length = params.tokens;
+    if PACKED {
+        batch = 0u;
+        start = bound(sequence);
+        length = bound(sequence + 1u) - start;
+    }
+    let first = params.first + segment * params.segment_len;
+    let begin = start + min(first, length);
+    let end = start + min(min(first + params.segment_len, params.last), length);
+
+    let q_base = batch * params.q.x + (head / params.group_q) * params.q.z + params.q.w;
+    let k_base = batch * params.k.x + (head / params.group_k) * params.k.z + params.k.w;
+    let v_base = batch * params.v.x + (head / params.group_v) * params.v.z + params.v.w;
+    let o_base = batch * params.o.x + head * params.o.z + params.o.w;
+    let g_base = batch * params.gate.x + head * params.gate.z + params.gate.w;
+    let b_base = batch * params.beta.x + head * params.beta.z + params.beta.w;
+    let s_base = sequence * params.state.x + head * params.state.y + params.state.w + segment * params.segment_stride;
+    let z_at = (sequence * params.heads + head) * params.z_pair + segment * params.z_segment;
+
+    let first_row = (local / COLUMNS) * RK;
+    let cols = local % COLUMNS;
+    // a column group past the last repeats it and is not stored
+    let own = slice * COLUMNS + cols < V4;
+    let column = min(slice * COLUMNS + cols, V4 - 1u) * 4u;
+
+    var s: array<vec4<f32>, RK>;
+    // @unroll R RK
+    s[R] = vec4<f32>(0.0);
+    if LOADS && first_row + R < FEATURES {
+        s[R] = state_load4n(s_base + (first_row + R) * params.state.z + column, min(4u, V - column));
+    }
+    // @end
+    for (var c = local; c < KP; c += WORKGROUP) {
+        if NORM != 0u {
+            sum_k[c % Z] = 0.0;
+            if LOADS && c < FEATURES {
+                sum_k[c % Z] = z_load(params.z_in + z_at + c);
+            }
+        }
+        if TOTALS {
+            totals[c % TOTAL] = 1.0;
+        }
+    }
+
+    for (var chunk = begin; chunk < end; chunk += CHUNK) {
+        let n = min(CHUNK, end - chunk);
+        workgroupBarrier();
+        for (var i = local; i < CHUNK * KP; i += WORKGROUP) {
+            let t = chunk + i / KP;
+            let c = i % KP;
+            let live = i / KP < n && c < FEATURES;
+            var query = 0.0;
+            var key = 0.0;
+            var factor = 1.0;
+            if live {
+                if READS {
+                    query = q_feature(q_base + t * params.q.y, c);
+                }
+                if WRITES {
+                    key = k_feature(k_base + t * params.k.y, c);
+                    if UPDATE == 1u {
+                        key *= beta_load(b_base + t * params.beta.y);
+                    }
+                    if DECAY == 3u {
+                        factor = gate_factor(vec4<f32>(gate_load(g_base + t * params.gate.y + c))).x;
+                    }
+                }
+            }
+            queries[i] = query;
+            keys[i] = key;
+            if DECAY == 3u {
+                gates[i % GATE_TILE] = factor;
+            }
+        }
+        for (var i = local; i < CHUNK * COLUMNS; i += WORKGROUP) {
+            let group = min(slice * COLUMNS + i % COLUMNS, V4 - 1u) * 4u;
+            var x = vec4<f32>(0.0);
+            if WRITES && i / COLUMNS < n {
+                x = v_load4n(v_base + (chunk + i / COLUMNS) * params.v.y + group, min(4u, V - group));
+            }
+            values[i] = x;
+        }
+        for (var i = local; i < CHUNK; i += WORKGROUP) {
+            var factor = 1.0;
+            var beta_of = 0.0;
+            if WRITES && i < n {
+                if DECAY == 1u || DECAY == 2u {
+                    factor = gate_factor(vec4<f32>(gate_load(g_base + (chunk + i) * params.gate.y))).x;
+                }
+                if UPDATE == 2u {
+                    beta_of = beta_load(b_base + (chunk + i) * params.beta.y);
+                }
+            }
+            factors[i] = factor;
+            betas[i] = beta_of;
+        }
+        workgroupBarrier();
+
+        // decayed inner products of the chunk's tokens: queries with keys, then keys with keys
+        if WRITES && (READS || UPDATE == 2u) {
+            for (var side = select(1u, 0u, READS); side < select(1u, 2u, UPDATE == 2u); side++) {
+                for (var task = local; task < PARTS * CHUNK; task += WORKGROUP) {
+                    let j = task % CHUNK;
+                    let part = task / CHUNK;
+                    var sum: array<f32, CHUNK>;
+                    // @unroll I CHUNK
+                    sum[I] = 0.0;
+                    // @end
+                    for (var c = part; c < KP; c += PARTS) {
+                        // k_j decayed to token I
+                        var key = keys[j * KP + c];
+                        // @unroll I CHUNK
+                        if I >= j {
+                            if DECAY == 3u && I > j {
+                                key *= gates[(I * KP + c) % GATE_TILE];
+                            }
+                            if side == 0u {
+                                sum[I] = fma(queries[I * KP + c], key, sum[I]);
+                            } else {
+                                sum[I] = fma(keys[I * KP + c], key, sum[I]);
+                            }
+                        }
+                        // @end
+                    }
+                    // @unroll I CHUNK
+                    score_parts[(part * CHUNK + I) * CHUNK + j] = sum[I];
+                    // @end
+                }
+                workgroupBarrier();
+                for (var p = local; p < CHUNK * CHUNK; p += WORKGROUP) {
+                    let i = p / CHUNK;
+                    let j = p % CHUNK;
+                    var sum = 0.0;
+                    for (var part = 0u; part < PARTS; part++) {
+                        sum += score_parts[part * CHUNK * CHUNK + p];
+                    }
+                    if DECAY == 1u || DECAY == 2u {
+                        for (var u = j + 1u; u <= i; u++) {
+                            sum *= factors[u];
+                        }
+                    }
+                    if side == 0u {
+                        scores[p] = select(0.0, sum, j <= i);
+                    } else {
+                        delta_scores[p % DELTA_SCORES] = select(0.0, sum * betas[i], j < i);
+                    }
+                }
+                workgroupBarrier();
+            }
+        }
+
+        // queries decayed from the chunk's start, keys to its end
+        if DECAY != 0u || UPDATE == 2u || TOTALS {
+            for (var c = local; c < KP; c += WORKGROUP) {
+                var run = 1.0;
+                for (var i = 0u; i < CHUNK; i++) {
+                    run *= factor_of(i, c);
+                    queries[i * KP + c] *= run;
+                    if UPDATE == 2u {
+                        old_keys[(i * KP + c) % DELTA_TILE] = keys[i * KP + c] * run;
+                    }
+                }
+                fade[c] = run;
+                if TOTALS {
+                    totals[c % TOTAL] *= run;
+                }
+                var back = 1.0;
+                for (var i = CHUNK; i > 0u; i--) {
+                    keys[(i - 1u) * KP + c] *= back;
+                    back *= factor_of(i - 1u, c);
+                }
+            }
+            workgroupBarrier();
+        }
+
+        if NORM != 0u {
+            if READS {
+                for (var i = local; i < CHUNK; i += WORKGROUP) {
+                    var den = 0.0;
+                    for (var c = 0u; c < KP; c++) {
+                        den = fma(queries[i * KP + c], sum_k[c % Z], den);
+                    }
+                    if WRITES {
+                        for (var j = 0u; j <= i; j++) {
+                            den += scores[i * CHUNK + j];
+                        }
+                    }
+                    denominators[i] = den;
+                }
+                workgroupBarrier();
+            }
+            if WRITES {
+                for (var c = local; c < KP; c += WORKGROUP) {
+                    var sum = sum_k[c % Z];
+                    if DECAY != 0u {
+                        sum *= fade[c];
+                    }
+                    for (var i = 0u; i < CHUNK; i++) {
+                        sum += keys[i * KP + c];
+                    }
+                    sum_k[c % Z] = sum;
+                }
+            }
+        }
+
+        if UPDATE == 2u {
+            for (var i0 = 0u; i0 < CHUNK; i0 += STEP) {
+                // @unroll I STEP
+                {
+                    var sum = vec4<f32>(0.0);
+                    let at = (i0 + I) * KP + first_row;
+                    // @unroll R RK
+                    sum += old_keys[(at + R) % DELTA_TILE] * s[R];
+                    // @end
+                    products[((local / COLUMNS) * STEP + I) * COLUMNS + cols] = sum;
+                }
+                // @end
+                workgroupBarrier();
+                for (var p = local; p < STEP * COLUMNS; p += WORKGROUP) {
+                    var held = vec4<f32>(0.0);
+                    for (var rows = 0u; rows < RG; rows++) {
+                        held += products[rows * STEP * COLUMNS + p];
+                    }
+                    let i = i0 + p / COLUMNS;
+                    let at = i * COLUMNS + p % COLUMNS;
+                    values[at] = betas[i] * (values[at] - held);
+                }
+                workgroupBarrier();
+            }
+            if local < COLUMNS {
+                for (var i = 1u; i < CHUNK; i++) {
+                    var u = values[i * COLUMNS + local];
+                    for (var j = 0u; j < i; j++) {
+                        u -= delta_scores[(i * CHUNK + j) % DELTA_SCORES] * values[j * COLUMNS + local];
+                    }
+                    values[i * COLUMNS + local] = u;
+                }
+            }
+            workgroupBarrier();
+        }
+
+        if READS {
+            for (var i0 = 0u; i0 < CHUNK; i0 += STEP) {
+                // @unroll I STEP
+                {
+                    var sum = vec4<f32>(0.0);
+                    let at = (i0 + I) * KP + first_row;
+                    // @unroll R RK
+                    sum += queries[at + R] * s[R];
+                    // @end
+                    products[((local / COLUMNS) * STEP + I) * COLUMNS + cols] = sum;
+                }
+                // @end
+                workgroupBarrier();
+                for (var p = local; p < STEP * COLUMNS; p += WORKGROUP) {
+                    let i = i0 + p / COLUMNS;
+                    let group = slice * COLUMNS + p % COLUMNS;
+                    var sum = vec4<f32>(0.0);
+                    for (var rows = 0u; rows < RG; rows++) {
+                        sum += products[rows * STEP * COLUMNS + p];
+                    }
+                    if WRITES {
+                        for (var j = 0u; j <= i; j++) {
+                            sum += scores[i * CHUNK + j] * values[j * COLUMNS + p % COLUMNS];
+                        }
+                    }
+                    if i < n && group < V4 {
+                        let factor = select(params.scale, 1.0, FEATURE == 5u);
+                        if NORM == 1u {
+                            sum = sum / (factor * denominators[i] + params.floor);
+                        }
+                        if NORM == 2u {
+                            sum = sum / max(denominators[i], params.floor);
+                        }
+                        o_store4n(
+                            o_base + (chunk + i) * params.o.y + group * 4u,
+                            min(4u, V - group * 4u),
+                            sum * factor,
+                        );
+                    }
+                }
+                workgroupBarrier();
+            }
+        }
+
+        if WRITES {
+            if DECAY != 0u {
+                // @unroll R RK
+                s[R] *= fade[first_row + R];
+                // @end
+            }
+            for (var i = 0u; i < CHUNK; i++) {
+                let x = values[i * COLUMNS + cols];
+                // @unroll R RK
+                s[R] += keys[i * KP + first_row + R] * x;
+                // @end
+            }
+        }
+    }
+
+    // the last chunk's key sums and totals
+    workgroupBarrier();
+    if STORES {
+        // @unroll R RK
+        if own && first_row + R < FEATURES {
+            state_store4n(s_base + (first_row + R) * params.state.z + column, min(4u, V - column), s[R]);
+        }
+        // @end
+        if NORM != 0u && slice == 0u {
+            for (var c = local; c < FEATURES; c += WORKGROUP) {
+                z_store(params.z_out + z_at + c, sum_k[c % Z]);
+            }
+        }
+    }
+    if TOTALS && slice == 0u {
+        for (var c = local; c < FEATURES; c += WORKGROUP) {
+            decays_store(params.decays + z_at + c, totals[c % TOTAL]);
+        }
+    }
+}

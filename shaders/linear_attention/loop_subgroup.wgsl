@@ -1,0 +1,364 @@
+// Linear attention with the state in registers, subgroup tier.
+// One workgroup owns WORKGROUP * COLUMNS groups of four columns of one (sequence, head, segment)'s
+// state; one invocation keeps K rows of COLUMNS groups in registers and walks the segment's
+// tokens. The rows of q, k and the gates are loaded once per subgroup, a few floats by each lane,
+// and handed round by broadcast: a token costs 2 or 3 multiply-adds for each number of the state,
+// no workgroup memory and no barrier.
+//   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
+//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
+//   decays [B, H, segments, K] f32
+// Source: Yang et al. 2023, arXiv:2312.06635, eq. 3; delta rule: Yang et al. 2024,
+// arXiv:2406.06484, eq. 1. Twin: none; the reference is this recurrence.
+const DIM: u32 = 64u; // @spec
+const V: u32 = 64u; // @spec
+// groups of four rows and columns
+const K4: u32 = 16u; // @spec
+const V4: u32 = 16u; // @spec
+const CU: u32 = 1u; // @spec
+const PACKED: bool = false; // @spec
+// 0 none, 1 per head, 2 per token, 3 per token and channel
+const DECAY: u32 = 0u; // @spec
+// 0 add, 1 weighted, 2 delta rule
+const UPDATE: u32 = 0u; // @spec
+// 0 none, 1 eps, 2 clamp
+const NORM: u32 = 0u; // @spec
+const FEATURE: u32 = 0u; // @spec
+// what a token does: changes the state, reads it
+const WRITES: bool = true; // @spec
+const READS: bool = true; // @spec
+// what a segment does: begins from a state in memory, stores its last, stores its total decay
+const LOADS: bool = false; // @spec
+const STORES: bool = false; // @spec
+const TOTALS: bool = false; // @spec
+const WORKGROUP: u32 = 8u; // @spec
+const COLUMNS: u32 = 2u; // @spec
+const SLICES: u32 = 1u; // @spec
+// lanes that load and speak: no more than the smallest subgroup the device may use
+const LANES: u32 = 8u; // @spec
+// groups of four rows that one lane loads
+const ROWS: u32 = 2u; // @spec
+// numbers of the state in one invocation, of its key sum (or 1), of its total decays (or 1)
+const STATE: u32 = 128u; // @spec
+const Z: u32 = 1u; // @spec
+const TOTAL: u32 = 1u; // @spec
+// indices of unrolled blocks
+const C: u32 = 0u;
+const J: u32 = 0u;
+const R: u32 = 0u;
+const X: u32 = 0u;
+
+// Must match `linear_attention::Params` (tested). Strides are (batch, token, head, offset), in
+// elements; those of the state (batch, head, row, offset).
+struct Params {
+    q: vec4<u32>,
+    k: vec4<u32>,
+    v: vec4<u32>,
+    o: vec4<u32>,
+    gate: vec4<u32>,
+    beta: vec4<u32>,
+    state: vec4<u32>,
+    batch: u32,
+    heads: u32,
+    // heads of the state for each head of q, k, v
+    group_q: u32,
+    group_k: u32,
+    group_v: u32,
+    // tokens of a sequence, and the range of them that this dispatch takes
+    tokens: u32,
+    first: u32,
+    last: u32,
+    segments: u32,
+    segment_len: u32,
+    // distance of the states of neighbouring segments
+    segment_stride: u32,
+    // first elements of the key sums before and after, and of the decays; their distance from
+    // one (sequence, head) and from one segment to the next
+    z_in: u32,
+    z_out: u32,
+    decays: u32,
+    z_pair: u32,
+    z_segment: u32,
+    scale: f32,
+    // eps or least value of the denominator
+    floor: f32,
+    pad0: u32,
+    pad1: u32,
+    // bounds of packed sequences
+    cu: array<vec4<u32>, CU>,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; fn k_load4n(i: u32, n: u32) -> vec4<f32> { return k[i >> 2u]; } // @tensor
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } // @tensor
+@group(0) @binding(4) var<storage, read> gate: array<vec4<f32>>; fn gate_load4n(i: u32, n: u32) -> vec4<f32> { return gate[i >> 2u]; } fn gate_load(i: u32) -> f32 { return gate[i >> 2u][i & 3u]; } // @tensor
+@group(0) @binding(5) var<storage, read> beta: array<f32>; fn beta_load(i: u32) -> f32 { return beta[i]; } // @tensor
+@group(0) @binding(6) var<storage, read_write> o: array<vec4<f32>>; fn o_load4n(i: u32, n: u32) -> vec4<f32> { return o[i >> 2u]; } fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
+@group(0) @binding(7) var<storage, read_write> state: array<vec4<f32>>; fn state_load4n(i: u32, n: u32) -> vec4<f32> { return state[i >> 2u]; } fn state_store4n(i: u32, n: u32, x: vec4<f32>) { state[i >> 2u] = x; } // @tensor
+@group(0) @binding(8) var<storage, read_write> z: array<f32>; fn z_load(i: u32) -> f32 { return z[i]; } fn z_store(i: u32, x: f32) { z[i] = x; } // @tensor
+@group(0) @binding(9) var<storage, read_write> decays: array<vec4<f32>>; fn decays_load4n(i: u32, n: u32) -> vec4<f32> { return decays[i >> 2u]; } fn decays_store4n(i: u32, n: u32, x: vec4<f32>) { decays[i >> 2u] = x; } // @tensor
+
+// First token of packed sequence `n`.
+fn bound(n: u32) -> u32 {
+    return params.cu[n >> 2u][n & 3u];
+}
+
+// The map of one group of four features; those past the last stay zero.
+fn features(group: u32, x: vec4<f32>) -> vec4<f32> {
+    let y = feature_map(FEATURE, x);
+    if DIM % 4u == 0u {
+        return y;
+    }
+    let c = vec4<u32>(group * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+    return select(vec4<f32>(0.0), y, c < vec4<u32>(DIM));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn loop_subgroup(
+    @builtin(workgroup_id) group_id: vec3<u32>,
+    @builtin(num_workgroups) group_count: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+) {
+    let group = group_index(group_id, group_count);
+    let slice = group % SLICES;
+    let segment = (group / SLICES) % params.segments;
+    let head = (group / (SLICES * params.segments)) % params.heads;
+    let sequence = group / (SLICES * params.segments * params.heads);
+    if sequence >= params.batch {
+        return;
+    }
+    let lane = subgroup_lane % LANES;
+
+    var batch = sequence;
+    var start = 0u;
+    var length = params.tokens;
+    if PACKED {
+        batch = 0u;
+        start = bound(sequence);
+        length = bound(sequence + 1u) - start;
+    }
+    let first = params.first + segment * params.segment_len;
+    let begin = start + min(first, length);
+    let end = start + min(min(first + params.segment_len, params.last), length);
+
+    let q_base = batch * params.q.x + (head / params.group_q) * params.q.z + params.q.w;
+    let k_base = batch * params.k.x + (head / params.group_k) * params.k.z + params.k.w;
+    let v_base = batch * params.v.x + (head / params.group_v) * params.v.z + params.v.w;
+    let o_base = batch * params.o.x + head * params.o.z + params.o.w;
+    let g_base = batch * params.gate.x + head * params.gate.z + params.gate.w;
+    let b_base = batch * params.beta.x + head * params.beta.z + params.beta.w;
+    let s_base = sequence * params.state.x + head * params.state.y + params.state.w + segment * params.segment_stride;
+    let z_at = (sequence * params.heads + head) * params.z_pair + segment * params.z_segment;
+
+    // column groups of this invocation; those past the last repeat it and are not stored
+    var own: array<bool, COLUMNS>;
+    var column: array<u32, COLUMNS>;
+    // @unroll J COLUMNS
+    column[J] = (slice * COLUMNS + J) * WORKGROUP + local;
+    own[J] = column[J] < V4;
+    column[J] = min(column[J], V4 - 1u) * 4u;
+    // @end
+
+    var state_of: array<vec4<f32>, STATE>;
+    // @unroll C K4
+    // @unroll X 4
+    // @unroll J COLUMNS
+    state_of[(C * 4u + X) * COLUMNS + J] = vec4<f32>(0.0);
+    if LOADS && C * 4u + X < DIM {
+        state_of[(C * 4u + X) * COLUMNS + J] =
+            state_load4n(s_base + (C * 4u + X) * params.state.z + column[J], min(4u, V - column[J]));
+    }
+    // @end
+    // @end
+    // @end
+    var sum_k: array<f32, Z>;
+    if NORM != 0u {
+        // @unroll C Z
+        sum_k[C] = 0.0;
+        if LOADS && C < DIM {
+            sum_k[C] = z_load(params.z_in + z_at + C);
+        }
+        // @end
+    }
+    var total: array<vec4<f32>, TOTAL>;
+    // @unroll R TOTAL
+    total[R] = vec4<f32>(1.0);
+    // @end
+
+    // one factor for all rows
+    var decay = 1.0;
+    if DECAY == 1u {
+        decay = gate_factor(vec4<f32>(gate_load(g_base))).x;
+    }
+    for (var t = begin; t < end; t++) {
+        // row groups R * LANES + lane of the token's key, query and gates; past the last repeats it
+        var keys: array<vec4<f32>, ROWS>;
+        var queries: array<vec4<f32>, ROWS>;
+        var gates: array<vec4<f32>, ROWS>;
+        // @unroll R ROWS
+        {
+            let row = min(R * LANES + lane, K4 - 1u);
+            let n = min(4u, DIM - row * 4u);
+            if WRITES {
+                keys[R] = features(row, k_load4n(k_base + t * params.k.y + row * 4u, n));
+                if DECAY == 3u {
+                    gates[R] = gate_factor(gate_load4n(g_base + t * params.gate.y + row * 4u, n));
+                }
+            }
+            if READS {
+                queries[R] = features(row, q_load4n(q_base + t * params.q.y + row * 4u, n));
+            }
+        }
+        // @end
+        var value: array<vec4<f32>, COLUMNS>;
+        var sum: array<vec4<f32>, COLUMNS>;
+        // @unroll J COLUMNS
+        sum[J] = vec4<f32>(0.0);
+        if WRITES {
+            value[J] = v_load4n(v_base + t * params.v.y + column[J], min(4u, V - column[J]));
+        }
+        // @end
+        if WRITES && DECAY == 2u {
+            decay = gate_factor(vec4<f32>(gate_load(g_base + t * params.gate.y))).x;
+        }
+        if WRITES && TOTALS {
+            // @unroll R TOTAL
+            if DECAY == 3u {
+                total[R] *= gates[R];
+            } else {
+                total[R] *= decay;
+            }
+            // @end
+        }
+        var beta_of = 1.0;
+        if WRITES && UPDATE != 0u {
+            beta_of = beta_load(b_base + t * params.beta.y);
+        }
+        if WRITES && UPDATE == 1u {
+            // @unroll R ROWS
+            keys[R] *= beta_of;
+            // @end
+        }
+
+        if WRITES && UPDATE == 2u {
+            // what the decayed state holds under this key
+            var held: array<vec4<f32>, COLUMNS>;
+            // @unroll J COLUMNS
+            held[J] = vec4<f32>(0.0);
+            // @end
+            // @unroll C K4
+            {
+                let key = subgroupBroadcast(keys[C / LANES], C % LANES);
+                var factor = vec4<f32>(decay);
+                if DECAY == 3u {
+                    factor = subgroupBroadcast(gates[C / LANES], C % LANES);
+                }
+                // @unroll X 4
+                // @unroll J COLUMNS
+                if DECAY != 0u {
+                    state_of[(C * 4u + X) * COLUMNS + J] *= factor[X];
+                }
+                held[J] = fma(vec4<f32>(key[X]), state_of[(C * 4u + X) * COLUMNS + J], held[J]);
+                // @end
+                // @end
+            }
+            // @end
+            // @unroll J COLUMNS
+            value[J] = beta_of * (value[J] - held[J]);
+            // @end
+        }
+
+        var den = 0.0;
+        // @unroll C K4
+        {
+            var key: vec4<f32>;
+            var query: vec4<f32>;
+            var factor = vec4<f32>(decay);
+            if WRITES {
+                key = subgroupBroadcast(keys[C / LANES], C % LANES);
+                if DECAY == 3u && UPDATE != 2u {
+                    factor = subgroupBroadcast(gates[C / LANES], C % LANES);
+                }
+            }
+            if READS {
+                query = subgroupBroadcast(queries[C / LANES], C % LANES);
+            }
+            // @unroll X 4
+            // @unroll J COLUMNS
+            {
+                var s = state_of[(C * 4u + X) * COLUMNS + J];
+                if WRITES {
+                    if DECAY != 0u && UPDATE != 2u {
+                        s *= factor[X];
+                    }
+                    s = fma(vec4<f32>(key[X]), value[J], s);
+                    state_of[(C * 4u + X) * COLUMNS + J] = s;
+                }
+                if READS {
+                    sum[J] = fma(vec4<f32>(query[X]), s, sum[J]);
+                }
+            }
+            // @end
+            if NORM != 0u {
+                var s = sum_k[(C * 4u + X) % Z];
+                if WRITES {
+                    if DECAY != 0u {
+                        s *= factor[X];
+                    }
+                    s += key[X];
+                    sum_k[(C * 4u + X) % Z] = s;
+                }
+                den = fma(query[X], s, den);
+            }
+            // @end
+        }
+        // @end
+        if READS {
+            var factor = params.scale;
+            if NORM == 1u {
+                factor = params.scale / (params.scale * den + params.floor);
+            }
+            if NORM == 2u {
+                factor = params.scale / max(den, params.floor);
+            }
+            // @unroll J COLUMNS
+            if own[J] {
+                o_store4n(o_base + t * params.o.y + column[J], min(4u, V - column[J]), sum[J] * factor);
+            }
+            // @end
+        }
+    }
+
+    if STORES {
+        // @unroll C K4
+        // @unroll X 4
+        // @unroll J COLUMNS
+        if own[J] && C * 4u + X < DIM {
+            state_store4n(
+                s_base + (C * 4u + X) * params.state.z + column[J],
+                min(4u, V - column[J]),
+                state_of[(C * 4u + X) * COLUMNS + J],
+            );
+        }
+        // @end
+        // @end
+        // @end
+        if NORM != 0u && slice == 0u && local == 0u {
+            // @unroll C Z
+            if C < DIM {
+                z_store(params.z_out + z_at + C, sum_k[C]);
+            }
+            // @end
+        }
+    }
+    if TOTALS {
+        // @unroll C K4
+        {
+            let x = subgroupBroadcast(total[C / LANES], C % LANES);
+            if slice == 0u && local == 0u {
+                decays_store4n(params.decays + z_at + C * 4u, min(4u, DIM - C * 4u), x);
+            }
+        }
+        // @end
+    }
+}

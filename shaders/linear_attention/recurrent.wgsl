@@ -1,0 +1,217 @@
+// Linear attention token by token, the state in memory: for decoding, and the plainest form.
+// One invocation owns four columns of one (sequence, head)'s state and walks its tokens; nobody
+// else touches these columns, so there is no barrier. Each token reads and writes the state once
+// (the delta rule reads it twice).
+//   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
+//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [2, B, H, K] f32
+// Source: Yang et al. 2023, arXiv:2312.06635, eq. 3. Twin: none; the reference is this recurrence.
+const DIM: u32 = 64u; // @spec
+const FEATURES: u32 = 64u; // @spec
+const V: u32 = 64u; // @spec
+// column groups of four
+const V4: u32 = 16u; // @spec
+const CU: u32 = 1u; // @spec
+const PACKED: bool = false; // @spec
+// 0 none, 1 per head, 2 per token, 3 per token and channel
+const DECAY: u32 = 0u; // @spec
+// 0 add, 1 weighted, 2 delta rule
+const UPDATE: u32 = 0u; // @spec
+// 0 none, 1 eps, 2 clamp
+const NORM: u32 = 0u; // @spec
+const FEATURE: u32 = 0u; // @spec
+// length of the private key sum: FEATURES, or 1 without a denominator
+const Z: u32 = 1u; // @spec
+// what a token does: changes the state, reads it
+const WRITES: bool = true; // @spec
+const READS: bool = true; // @spec
+
+// Must match `linear_attention::Params` (tested). Strides are (batch, token, head, offset), in
+// elements; those of the state (batch, head, row, offset).
+struct Params {
+    q: vec4<u32>,
+    k: vec4<u32>,
+    v: vec4<u32>,
+    o: vec4<u32>,
+    gate: vec4<u32>,
+    beta: vec4<u32>,
+    state: vec4<u32>,
+    batch: u32,
+    heads: u32,
+    // heads of the state for each head of q, k, v
+    group_q: u32,
+    group_k: u32,
+    group_v: u32,
+    // tokens of a sequence, and the range of them that this dispatch takes
+    tokens: u32,
+    first: u32,
+    last: u32,
+    segments: u32,
+    segment_len: u32,
+    // distance of the states of neighbouring segments
+    segment_stride: u32,
+    // first elements of the key sums before and after, and of the decays; their distance from
+    // one (sequence, head) and from one segment to the next
+    z_in: u32,
+    z_out: u32,
+    decays: u32,
+    z_pair: u32,
+    z_segment: u32,
+    scale: f32,
+    // eps or least value of the denominator
+    floor: f32,
+    pad0: u32,
+    pad1: u32,
+    // bounds of packed sequences
+    cu: array<vec4<u32>, CU>,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<f32>; fn q_load(i: u32) -> f32 { return q[i]; } // @tensor
+@group(0) @binding(2) var<storage, read> k: array<f32>; fn k_load(i: u32) -> f32 { return k[i]; } // @tensor
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } // @tensor
+@group(0) @binding(4) var<storage, read> gate: array<f32>; fn gate_load(i: u32) -> f32 { return gate[i]; } // @tensor
+@group(0) @binding(5) var<storage, read> beta: array<f32>; fn beta_load(i: u32) -> f32 { return beta[i]; } // @tensor
+@group(0) @binding(6) var<storage, read_write> o: array<vec4<f32>>; fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
+@group(0) @binding(7) var<storage, read_write> state: array<vec4<f32>>; fn state_load4n(i: u32, n: u32) -> vec4<f32> { return state[i >> 2u]; } fn state_store4n(i: u32, n: u32, x: vec4<f32>) { state[i >> 2u] = x; } // @tensor
+@group(0) @binding(8) var<storage, read_write> z: array<f32>; fn z_load(i: u32) -> f32 { return z[i]; } fn z_store(i: u32, x: f32) { z[i] = x; } // @tensor
+
+// First token of packed sequence `n`.
+fn bound(n: u32) -> u32 {
+    return params.cu[n >> 2u][n & 3u];
+}
+
+fn q_feature(row: u32, c: u32) -> f32 {
+    if FEATURE == 5u {
+        let f = taylor_feature(c, DIM, params.scale);
+        var x = f.factor;
+        if f.i < DIM { x *= q_load(row + f.i); }
+        if f.j < DIM { x *= q_load(row + f.j); }
+        return x;
+    }
+    return feature_map(FEATURE, vec4<f32>(q_load(row + c))).x;
+}
+
+fn k_feature(row: u32, c: u32) -> f32 {
+    if FEATURE == 5u {
+        let f = taylor_feature(c, DIM, params.scale);
+        var x = f.factor;
+        if f.i < DIM { x *= k_load(row + f.i); }
+        if f.j < DIM { x *= k_load(row + f.j); }
+        return x;
+    }
+    return feature_map(FEATURE, vec4<f32>(k_load(row + c))).x;
+}
+
+fn q_feature_if(row: u32, c: u32) -> f32 {
+    if READS {
+        return q_feature(row, c);
+    }
+    return 0.0;
+}
+
+@compute @workgroup_size(64)
+fn recurrent(
+    @builtin(workgroup_id) group_id: vec3<u32>,
+    @builtin(num_workgroups) group_count: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = group_index(group_id, group_count) * 64u + local;
+    let sequence = index / (V4 * params.heads);
+    if sequence >= params.batch {
+        return;
+    }
+    let column = (index % V4) * 4u;
+    let columns = min(4u, V - column);
+    let head = (index / V4) % params.heads;
+
+    var batch = sequence;
+    var begin = params.first;
+    var end = min(params.last, params.tokens);
+    if PACKED {
+        batch = 0u;
+        let start = bound(sequence);
+        end = start + min(params.last, bound(sequence + 1u) - start);
+        begin = start + params.first;
+    }
+    let q_base = batch * params.q.x + (head / params.group_q) * params.q.z + params.q.w;
+    let k_base = batch * params.k.x + (head / params.group_k) * params.k.z + params.k.w;
+    let v_base = batch * params.v.x + (head / params.group_v) * params.v.z + params.v.w + column;
+    let o_base = batch * params.o.x + head * params.o.z + params.o.w + column;
+    let g_base = batch * params.gate.x + head * params.gate.z + params.gate.w;
+    let b_base = batch * params.beta.x + head * params.beta.z + params.beta.w;
+    let s_base = sequence * params.state.x + head * params.state.y + params.state.w + column;
+    let z_at = (sequence * params.heads + head) * params.z_pair;
+
+    // every invocation follows the key sum on its own
+    var sum_k: array<f32, Z>;
+    if NORM != 0u {
+        for (var c = 0u; c < FEATURES; c++) {
+            sum_k[c] = z_load(params.z_in + z_at + c);
+        }
+    }
+    for (var t = begin; t < end; t++) {
+        let q_row = q_base + t * params.q.y;
+        let k_row = k_base + t * params.k.y;
+        let g_row = g_base + t * params.gate.y;
+        var decay = 1.0;
+        if DECAY == 1u || DECAY == 2u {
+            decay = gate_factor(vec4<f32>(gate_load(g_row))).x;
+        }
+        var weight = 1.0;
+        if UPDATE != 0u {
+            weight = beta_load(b_base + t * params.beta.y);
+        }
+        var value = vec4<f32>(0.0);
+        if WRITES {
+            value = v_load4n(v_base + t * params.v.y, columns);
+        }
+        if UPDATE == 2u {
+            // what the decayed state holds under this key
+            var held = vec4<f32>(0.0);
+            for (var c = 0u; c < FEATURES; c++) {
+                if DECAY == 3u {
+                    decay = gate_factor(vec4<f32>(gate_load(g_row + c))).x;
+                }
+                let s = state_load4n(s_base + c * params.state.z, columns);
+                held += (k_feature(k_row, c) * decay) * s;
+            }
+            value -= held;
+        }
+        var sum = vec4<f32>(0.0);
+        var den = 0.0;
+        for (var c = 0u; c < FEATURES; c++) {
+            var s = state_load4n(s_base + c * params.state.z, columns);
+            var key = 0.0;
+            if WRITES {
+                if DECAY == 3u {
+                    decay = gate_factor(vec4<f32>(gate_load(g_row + c))).x;
+                }
+                key = k_feature(k_row, c) * weight;
+                s = s * decay + key * value;
+                state_store4n(s_base + c * params.state.z, columns, s);
+            }
+            let query = q_feature_if(q_row, c);
+            sum += query * s;
+            if NORM != 0u {
+                if WRITES {
+                    sum_k[c] = sum_k[c] * decay + key;
+                }
+                den += query * sum_k[c];
+            }
+        }
+        if READS {
+            let factor = select(params.scale, 1.0, FEATURE == 5u);
+            if NORM == 1u {
+                sum = sum / (factor * den + params.floor);
+            }
+            if NORM == 2u {
+                sum = sum / max(den, params.floor);
+            }
+            o_store4n(o_base + t * params.o.y, columns, sum * factor);
+        }
+    }
+    if NORM != 0u && WRITES && column == 0u {
+        for (var c = 0u; c < FEATURES; c++) {
+            z_store(params.z_out + z_at + c, sum_k[c]);
+        }
+    }
+}
