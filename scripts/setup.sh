@@ -148,9 +148,9 @@ if [ "$manager" = apt ]; then
     "${as_root[@]}" apt-get update -qq
 fi
 say "$install"
-# shellcheck disable=SC2086 # a command line, split on purpose
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+# shellcheck disable=SC2086 # a command line, split on purpose
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive $install >"$log" 2>&1 || {
     tail -n 30 "$log" >&2
     fail "the installation failed; its last lines are above"
