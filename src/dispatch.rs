@@ -66,7 +66,9 @@ impl<'a, const N: usize> TensorView<'a, N> {
     ) -> Result<Bound<'a>> {
         let size = self.dtype.size();
         let align = u64::from(caps.offset_alignment).max(16);
-        let start = self.layout.offset.saturating_mul(size) / align * align;
+        // an empty view has no place: its offset may lie past the buffer
+        let offset = if self.layout.end() == Some(0) { 0 } else { self.layout.offset };
+        let start = offset.saturating_mul(size) / align * align;
         let end = self.layout.end().and_then(|e| e.checked_mul(size)).unwrap_or(u64::MAX);
         // whole vec4s, as far as the buffer goes; check() has made its size a multiple of 4
         let end =
@@ -81,7 +83,7 @@ impl<'a, const N: usize> TensorView<'a, N> {
                 limit: caps.binding_size,
             });
         }
-        let offset = u32::try_from(self.layout.offset - start / size)
+        let offset = u32::try_from(offset - start / size)
             .map_err(|_| Error::OutOfRange { op, what, end, size: self.buffer.size() })?;
         let resource = Resource::Buffer(wgpu::BufferBinding {
             buffer: self.buffer,

@@ -90,6 +90,10 @@ impl<const N: usize> Layout<N> {
 
     /// Whether no two indices reach the same element (sufficient, not necessary: axes must nest).
     pub fn is_injective(&self) -> bool {
+        // in an empty tensor nothing overlaps
+        if self.shape.contains(&0) {
+            return true;
+        }
         let mut axes: Vec<usize> = (0..N).filter(|&a| self.shape[a] > 1).collect();
         axes.sort_by_key(|&a| self.strides[a]);
         let mut reach = 1u64;

@@ -48,8 +48,21 @@ fn taylor_feature(c: u32, dim: u32, scale: f32) -> TaylorFeature {
     return TaylorFeature(i, j, scale * select(1.0, 0.70710678118654752, i == j));
 }
 
-// Factor that a log gate stands for. Positive gates count as zero; the floor turns minus infinity
-// into a finite number whose factor is zero all the same.
+// Factor that a log gate stands for, to about one unit in the last place: decays multiply up over
+// many tokens, and drivers' own exp may be off by many units. Positive gates count as zero; below
+// -87, minus infinity included, the factor is zero.
 fn gate_factor(g: vec4<f32>) -> vec4<f32> {
-    return exp(clamp(g, vec4<f32>(-1e4), vec4<f32>(0.0)));
+    let x = clamp(g, vec4<f32>(-87.0), vec4<f32>(0.0));
+    // x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts, the first exact in few bits
+    let n = round(x * 1.4426950408889634);
+    let r = fma(n, vec4<f32>(-1.4286068e-6), fma(n, vec4<f32>(-0.693145751953125), x));
+    var p = fma(r, vec4<f32>(0.00019841270), vec4<f32>(0.0013888889));
+    p = fma(r, p, vec4<f32>(0.0083333333));
+    p = fma(r, p, vec4<f32>(0.041666667));
+    p = fma(r, p, vec4<f32>(0.16666667));
+    p = fma(r, p, vec4<f32>(0.5));
+    p = fma(r, p, vec4<f32>(1.0));
+    p = fma(r, p, vec4<f32>(1.0));
+    let power = bitcast<vec4<f32>>((vec4<i32>(n) + 127) << vec4<u32>(23u));
+    return select(p * power, vec4<f32>(0.0), g < vec4<f32>(-87.0));
 }

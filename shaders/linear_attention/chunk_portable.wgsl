@@ -11,7 +11,7 @@
 //   u_i + beta_i sum_{j < i} (sum_c k_ic k_jc e^{b_ic - b_jc}) u_j = beta_i (v_i - (k_i e^{b_i}) S_in),
 // by forward substitution.
 //   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
-//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
+//   gate [H] (factors), [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
 //   decays [B, H, segments, K] f32
 // Source: Yang et al. 2023, arXiv:2312.06635, section 4; delta rule: Yang et al. 2024,
 // arXiv:2406.06484, section 3. Twin: none; the reference is the recurrence.
@@ -22,7 +22,7 @@ const V: u32 = 64u; // @spec
 const V4: u32 = 16u; // @spec
 const CU: u32 = 1u; // @spec
 const PACKED: bool = false; // @spec
-// 0 none, 1 per head, 2 per token, 3 per token and channel
+// 0 none, 1 per head (a factor), 2 per token, 3 per token and channel (logarithms)
 const DECAY: u32 = 0u; // @spec
 // 0 add, 1 weighted, 2 delta rule
 const UPDATE: u32 = 0u; // @spec
@@ -270,7 +270,10 @@ fn chunk_portable(
             var factor = 1.0;
             var beta_of = 0.0;
             if WRITES && i < n {
-                if DECAY == 1u || DECAY == 2u {
+                if DECAY == 1u {
+                    factor = gate_load(g_base);
+                }
+                if DECAY == 2u {
                     factor = gate_factor(vec4<f32>(gate_load(g_base + (chunk + i) * params.gate.y))).x;
                 }
                 if UPDATE == 2u {

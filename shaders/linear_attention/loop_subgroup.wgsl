@@ -5,7 +5,7 @@
 // and handed round by broadcast: a token costs 2 or 3 multiply-adds for each number of the state,
 // no workgroup memory and no barrier.
 //   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
-//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
+//   gate [H] (factors), [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
 //   decays [B, H, segments, K] f32
 // Source: Yang et al. 2023, arXiv:2312.06635, eq. 3; delta rule: Yang et al. 2024,
 // arXiv:2406.06484, eq. 1. Twin: none; the reference is this recurrence.
@@ -16,7 +16,7 @@ const K4: u32 = 16u; // @spec
 const V4: u32 = 16u; // @spec
 const CU: u32 = 1u; // @spec
 const PACKED: bool = false; // @spec
-// 0 none, 1 per head, 2 per token, 3 per token and channel
+// 0 none, 1 per head (a factor), 2 per token, 3 per token and channel (logarithms)
 const DECAY: u32 = 0u; // @spec
 // 0 add, 1 weighted, 2 delta rule
 const UPDATE: u32 = 0u; // @spec
@@ -188,7 +188,7 @@ fn loop_subgroup(
     // one factor for all rows
     var decay = 1.0;
     if DECAY == 1u {
-        decay = gate_factor(vec4<f32>(gate_load(g_base))).x;
+        decay = gate_load(g_base);
     }
     for (var t = begin; t < end; t++) {
         // row groups R * LANES + lane of the token's key, query and gates; past the last repeats it

@@ -3,7 +3,7 @@
 // else touches these columns, so there is no barrier. Each token reads and writes the state once
 // (the delta rule reads it twice).
 //   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
-//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [2, B, H, K] f32
+//   gate [H] (factors), [B, S, H] or [B, S, H, K], beta [B, S, H], z [2, B, H, K] f32
 // Source: Yang et al. 2023, arXiv:2312.06635, eq. 3. Twin: none; the reference is this recurrence.
 const DIM: u32 = 64u; // @spec
 const FEATURES: u32 = 64u; // @spec
@@ -12,7 +12,7 @@ const V: u32 = 64u; // @spec
 const V4: u32 = 16u; // @spec
 const CU: u32 = 1u; // @spec
 const PACKED: bool = false; // @spec
-// 0 none, 1 per head, 2 per token, 3 per token and channel
+// 0 none, 1 per head (a factor), 2 per token, 3 per token and channel (logarithms)
 const DECAY: u32 = 0u; // @spec
 // 0 add, 1 weighted, 2 delta rule
 const UPDATE: u32 = 0u; // @spec
@@ -153,7 +153,10 @@ fn recurrent(
         let k_row = k_base + t * params.k.y;
         let g_row = g_base + t * params.gate.y;
         var decay = 1.0;
-        if DECAY == 1u || DECAY == 2u {
+        if DECAY == 1u {
+            decay = gate_load(g_row);
+        }
+        if DECAY == 2u {
             decay = gate_factor(vec4<f32>(gate_load(g_row))).x;
         }
         var weight = 1.0;

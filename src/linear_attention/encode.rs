@@ -1,7 +1,7 @@
 //! Recording a plan's kernels.
 
 use super::{
-    Decay, LinearAttention, LinearAttentionShape, Normalize, OP, Update,
+    Decay, LinearAttention, LinearAttentionShape, Normalize, OP, Update, narrow,
     plan::{Aligned, Design, Engine, MAX_PACKED, PARAMS_BYTES, PLAIN_WORKGROUP, Role, Split, compile},
 };
 use crate::{
@@ -131,7 +131,7 @@ pub struct StatePlan(Inner);
 struct Inner {
     design: Design,
     reads: bool,
-    /// Per-head decays, on the device.
+    /// Factors of per-head decays, on the device.
     slopes: Option<wgpu::Buffer>,
 }
 
@@ -417,7 +417,10 @@ impl Inner {
         }
         let design = Design::new(&op, &ctx.caps, shape, reads)?;
         let slopes = match &op.decay {
-            Decay::PerHead(log_decays) => Some(ctx.table(OP, bytemuck::cast_slice(log_decays))?),
+            Decay::PerHead(log_decays) => {
+                let factors: Vec<f32> = log_decays.iter().map(|g| narrow(f64::from(*g).exp())).collect();
+                Some(ctx.table(OP, bytemuck::cast_slice(&factors))?)
+            }
             _ => None,
         };
         let inner = Self { design, reads, slopes };
