@@ -83,8 +83,12 @@ impl<'a, const N: usize> TensorView<'a, N> {
                 limit: caps.binding_size,
             });
         }
-        let offset = u32::try_from(offset - start / size)
-            .map_err(|_| Error::OutOfRange { op, what, end, size: self.buffer.size() })?;
+        let offset = u32::try_from(offset - start / size).map_err(|_| Error::OutOfRange {
+            op,
+            what,
+            end,
+            size: self.buffer.size(),
+        })?;
         let resource = Resource::Buffer(wgpu::BufferBinding {
             buffer: self.buffer,
             offset: start,

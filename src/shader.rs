@@ -263,6 +263,8 @@ impl Kernel {
             });
         }
         let started = std::time::Instant::now();
+        // GL drivers refuse names of 256 bytes and more; ours are ASCII
+        let label = label.get(..250).map_or_else(|| label.clone(), str::to_owned);
         let compiled = ctx.guard(key.entry, None, || {
             let checks = wgpu::ShaderRuntimeChecks {
                 // every loop here ends by construction, and bounding costs a factor of two

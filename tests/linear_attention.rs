@@ -84,7 +84,9 @@ impl Data {
     /// Tokens `from..to` of a problem with batch size 1 (all tokens lie along the first axis).
     fn tokens(&self, op: &LinearAttention, s: &LinearAttentionShape, from: u32, to: u32) -> Self {
         let cut = |x: &[f32], row: u32| -> Vec<f32> {
-            if x.is_empty() { return Vec::new() }
+            if x.is_empty() {
+                return Vec::new();
+            }
             x[(from * row) as usize..(to * row) as usize].to_vec()
         };
         let gate = if op.decay == Decay::PerChannel { features(op, s) } else { 1 };
@@ -128,7 +130,11 @@ fn truth(
     }
     let wide = [&x.q, &x.k, &x.v, &x.gates, &x.beta, &x.state, &x.key_sum].map(|x| to_f64(x));
     let [q, k, v, gates, beta, state, key_sum] = &wide;
-    reference::linear_attention(op, s, &LinearAttentionInputs { q, k, v, gates, beta, state, key_sum })
+    reference::linear_attention(
+        op,
+        s,
+        &LinearAttentionInputs { q, k, v, gates, beta, state, key_sum },
+    )
 }
 
 /// The recurrence as one would write it in a loop in f32, for one sequence: its error against f64
@@ -170,8 +176,12 @@ fn plain(op: &LinearAttention, s: &LinearAttentionShape, x: &Data) -> (Vec<f32>,
             let at = (b * heads + h) * n;
             let mut state = vec![0f32; n * vd];
             let mut z = vec![0f32; n];
-            if !x.state.is_empty() { state.copy_from_slice(&x.state[at * vd..(at + n) * vd]); }
-            if !x.key_sum.is_empty() { z.copy_from_slice(&x.key_sum[at..at + n]); }
+            if !x.state.is_empty() {
+                state.copy_from_slice(&x.state[at * vd..(at + n) * vd]);
+            }
+            if !x.key_sum.is_empty() {
+                z.copy_from_slice(&x.key_sum[at..at + n]);
+            }
             let mut read = |state: &[f32], z: &[f32], t: usize| {
                 let q = map(&row(&x.q, b, t, h, tq, s.heads_q, kd));
                 let qz: f32 = q.iter().zip(z).map(|(q, z)| q * z).sum();
@@ -208,9 +218,13 @@ fn plain(op: &LinearAttention, s: &LinearAttentionShape, x: &Data) -> (Vec<f32>,
                     (0..n).for_each(|c| state[c * vd + j] += beta * k[c] * u);
                 }
                 (0..n).for_each(|c| z[c] += beta * k[c]);
-                if op.causal { read(&state, &z, t); }
+                if op.causal {
+                    read(&state, &z, t);
+                }
             }
-            if !op.causal { (0..tq).for_each(|t| read(&state, &z, t)); }
+            if !op.causal {
+                (0..tq).for_each(|t| read(&state, &z, t));
+            }
             states.extend(state);
         }
     }
@@ -257,8 +271,16 @@ fn execute(
     let (q, ql) = input(&x.q, [batch, s.seq_q, s.heads_q, s.key_dim], op.dtype);
     let (k, kl) = input(&x.k, [batch, s.seq_k, s.heads_k, s.key_dim], op.dtype);
     let (v, vl) = input(&x.v, [batch, s.seq_k, s.heads_v, s.value_dim], op.dtype);
-    let (g, gl) = input(&x.gates, [batch, if x.gates.is_empty() { 0 } else { s.seq_k }, s.heads, gate], op.gate_dtype);
-    let (b, bl) = input(&x.beta, [batch, if x.beta.is_empty() { 0 } else { s.seq_k }, s.heads, 1], op.gate_dtype);
+    let (g, gl) = input(
+        &x.gates,
+        [batch, if x.gates.is_empty() { 0 } else { s.seq_k }, s.heads, gate],
+        op.gate_dtype,
+    );
+    let (b, bl) = input(
+        &x.beta,
+        [batch, if x.beta.is_empty() { 0 } else { s.seq_k }, s.heads, 1],
+        op.gate_dtype,
+    );
     let state_shape = [s.batch, s.heads, n, s.value_dim];
     let (s0, sl) = if x.state.is_empty() {
         (Tensor::zeros(ctx, [1], DType::F32)?, Layout::contiguous([0; 4]))
@@ -274,8 +296,11 @@ fn execute(
     let scratch = scratch(ctx, plan.scratch_bytes());
     let normalized = op.normalize != Normalize::None;
     let args = LinearAttentionArgs {
-        gates: (!x.gates.is_empty() || s.seq_k == 0 && matches!(op.decay, Decay::PerToken | Decay::PerChannel)).then(|| g.view_as(gl).unwrap()),
-        beta: (!x.beta.is_empty() || s.seq_k == 0 && op.update != Update::Add).then(|| b.view_as(bl).unwrap()),
+        gates: (!x.gates.is_empty()
+            || s.seq_k == 0 && matches!(op.decay, Decay::PerToken | Decay::PerChannel))
+        .then(|| g.view_as(gl).unwrap()),
+        beta: (!x.beta.is_empty() || s.seq_k == 0 && op.update != Update::Add)
+            .then(|| b.view_as(bl).unwrap()),
         initial_state: (!x.state.is_empty()).then(|| s0.view_as(sl).unwrap()),
         final_state: Some(s1.view()),
         initial_key_sum: (!x.key_sum.is_empty()).then(|| z0.view_as(z_shape).unwrap()),
@@ -334,10 +359,17 @@ fn judge(
         2.0 * own + FLOOR + if simple.is_empty() { 2.0 * dtype.unit_roundoff() } else { 0.0 }
     };
     let check = |what: &str, error: f64, budget: f64| {
-        assert!(error <= budget, "{name}: {what}: {error:.2e} over {budget:.2e}; {op:?} {s:?} {cu:?}");
+        assert!(
+            error <= budget,
+            "{name}: {what}: {error:.2e} over {budget:.2e}; {op:?} {s:?} {cu:?}"
+        );
     };
     check("o", rel_rms(&got.o, &want.o), budget(&simple, &want.o, op.dtype));
-    check("state", rel_rms(&got.state, &want.state), budget(&simple_state, &want.state, DType::F32));
+    check(
+        "state",
+        rel_rms(&got.state, &want.state),
+        budget(&simple_state, &want.state, DType::F32),
+    );
     check("key sum", rel_rms(&got.key_sum, &want.key_sum), 4e-6);
 }
 
@@ -444,10 +476,17 @@ fn every_form_matches_the_reference() {
 fn every_size_of_head() {
     for Device { name, ctx } in devices() {
         let mut rng = Rng(2);
-        for (k, v) in [(1, 1), (3, 5), (4, 36), (24, 40), (33, 7), (64, 64), (65, 130), (128, 8), (256, 12)] {
+        for (k, v) in
+            [(1, 1), (3, 5), (4, 36), (24, 40), (33, 7), (64, 64), (65, 130), (128, 8), (256, 12)]
+        {
             for op in [
                 LinearAttention { decay: Decay::PerChannel, ..base() },
-                LinearAttention { update: Update::Delta, decay: Decay::PerToken, form: Form::ChunkLoop, ..base() },
+                LinearAttention {
+                    update: Update::Delta,
+                    decay: Decay::PerToken,
+                    form: Form::ChunkLoop,
+                    ..base()
+                },
             ] {
                 let s = LinearAttentionShape::new(1, 37, 2, k, v);
                 let x = Data::random(&mut rng, &op, &s, true);
@@ -544,7 +583,8 @@ fn a_sequence_cut_at_random_places() {
                 for w in cuts.windows(2) {
                     let form = *rng.pick(&FORMS);
                     let op = LinearAttention { form, ..op.clone() };
-                    let op = if legal(&op) { op } else { LinearAttention { form: Form::Auto, ..op } };
+                    let op =
+                        if legal(&op) { op } else { LinearAttention { form: Form::Auto, ..op } };
                     let part = LinearAttentionShape { seq_q: w[1] - w[0], seq_k: w[1] - w[0], ..s };
                     let data = Data { state, key_sum, ..x.tokens(&op, &s, w[0], w[1]) };
                     let got = execute(ctx, &mut rng, &op, &part, &data, None, true).unwrap();
@@ -587,7 +627,12 @@ fn packed_sequences() {
 fn decoding_in_place() {
     for Device { name, ctx } in devices() {
         let mut rng = Rng(8);
-        let op = LinearAttention { decay: Decay::PerToken, normalize: Normalize::Eps(1e-6), feature_map: FeatureMap::EluPlusOne, ..base() };
+        let op = LinearAttention {
+            decay: Decay::PerToken,
+            normalize: Normalize::Eps(1e-6),
+            feature_map: FeatureMap::EluPlusOne,
+            ..base()
+        };
         let s = small(9);
         let x = Data::random(&mut rng, &op, &s, true);
         let want = truth(&op, &s, &x, None);
@@ -598,7 +643,8 @@ fn decoding_in_place() {
         let mut o = Vec::new();
         for t in 0..9 {
             let one = x.tokens(&op, &s, t, t + 1);
-            let [q, k, v] = [&one.q, &one.k, &one.v].map(|x| Tensor::upload(ctx, [1, 1, 2, 16], x).unwrap());
+            let [q, k, v] =
+                [&one.q, &one.k, &one.v].map(|x| Tensor::upload(ctx, [1, 1, 2, 16], x).unwrap());
             let g = Tensor::upload(ctx, [1, 1, 2, 1], &one.gates).unwrap();
             let out = Guarded::new(ctx, Layout::contiguous([1, 1, 2, 16]), DType::F32);
             let args = LinearAttentionArgs {
@@ -629,7 +675,14 @@ fn extreme_gates() {
                 for update in [Update::Add, Update::Delta] {
                     for form in FORMS {
                         for chunk_size in [None, Some(8)] {
-                            let op = LinearAttention { decay: decay.clone(), update, form, chunk_size, dtype, ..base() };
+                            let op = LinearAttention {
+                                decay: decay.clone(),
+                                update,
+                                form,
+                                chunk_size,
+                                dtype,
+                                ..base()
+                            };
                             if !legal(&op) || form == Form::Recurrent && chunk_size.is_some() {
                                 continue;
                             }
@@ -658,7 +711,9 @@ fn extreme_gates() {
 fn minus_infinity_forgets_exactly() {
     for Device { name, ctx } in devices() {
         for form in FORMS {
-            for decay in [Decay::PerToken, Decay::PerChannel, Decay::PerHead(vec![f32::NEG_INFINITY; 2])] {
+            for decay in
+                [Decay::PerToken, Decay::PerChannel, Decay::PerHead(vec![f32::NEG_INFINITY; 2])]
+            {
                 let op = LinearAttention { decay: decay.clone(), form, ..base() };
                 let mut rng = Rng(10);
                 let s = small(20);
@@ -698,7 +753,8 @@ fn longer_than_one_dispatch() {
                 judge(name, &op, &s, &x, None, &got);
             }
         }
-        let op = LinearAttention { decay: Decay::PerHead(vec![-0.02]), form: Form::ChunkLoop, ..base() };
+        let op =
+            LinearAttention { decay: Decay::PerHead(vec![-0.02]), form: Form::ChunkLoop, ..base() };
         let s = LinearAttentionShape::new(1, 70_000, 1, 4, 4);
         let x = Data::random(&mut rng, &op, &s, false);
         let got = execute(ctx, &mut rng, &op, &s, &x, None, true).unwrap();
@@ -723,10 +779,13 @@ fn state_reduction_alone() {
                 let scratch = scratch(ctx, plan.scratch_bytes());
                 let [k, v] = [&x.k, &x.v].map(|x| Tensor::upload(ctx, [1, 45, 2, 16], x).unwrap());
                 let width = if op.decay == Decay::PerChannel { 16 } else { 1 };
-                let gates = (!x.gates.is_empty()).then(|| Tensor::upload(ctx, [1, 45, 2, width], &x.gates).unwrap());
-                let beta = (!x.beta.is_empty()).then(|| Tensor::upload(ctx, [1, 45, 2, 1], &x.beta).unwrap());
+                let gates = (!x.gates.is_empty())
+                    .then(|| Tensor::upload(ctx, [1, 45, 2, width], &x.gates).unwrap());
+                let beta = (!x.beta.is_empty())
+                    .then(|| Tensor::upload(ctx, [1, 45, 2, 1], &x.beta).unwrap());
                 let s0 = Tensor::upload(ctx, [1, 2, 16, 16], &x.state).unwrap();
-                let z0 = (!x.key_sum.is_empty()).then(|| Tensor::upload(ctx, [1, 2, 16], &x.key_sum).unwrap());
+                let z0 = (!x.key_sum.is_empty())
+                    .then(|| Tensor::upload(ctx, [1, 2, 16], &x.key_sum).unwrap());
                 let s1 = Guarded::new(ctx, Layout::contiguous([1, 2, 16, 16]), DType::F32);
                 let z1 = Guarded::new(ctx, Layout::contiguous([1, 2, 16]), DType::F32);
                 let args = StateArgs {
@@ -758,9 +817,406 @@ fn bitwise_the_same_twice() {
             let op = LinearAttention { decay: Decay::PerChannel, form, ..base() };
             let s = small(100);
             let x = Data::random(&mut Rng(13), &op, &s, true);
-            let [a, b] = [0, 1].map(|_| execute(ctx, &mut Rng(14), &op, &s, &x, None, true).unwrap());
+            let [a, b] =
+                [0, 1].map(|_| execute(ctx, &mut Rng(14), &op, &s, &x, None, true).unwrap());
             assert_eq!(bits(&a.o), bits(&b.o), "{name}: {form:?}");
             assert_eq!(bits(&a.state), bits(&b.state), "{name}: {form:?}");
+        }
+    }
+}
+
+#[test]
+fn published_decays() {
+    let per_head = |d: Decay| match d {
+        Decay::PerHead(x) => x,
+        other => panic!("{other:?}"),
+    };
+    let close = |got: &[f32], want: &[f64]| {
+        assert_eq!(got.len(), want.len());
+        for (g, w) in got.iter().zip(want) {
+            assert!((f64::from(*g) - w).abs() <= 1e-6 * w.abs(), "{got:?} {want:?}");
+        }
+    };
+    // fla: -(8 / H (1 - l / L)) * h
+    let got = per_head(Decay::lightning(3, 12, 4).unwrap());
+    close(&got, &[0.0, -1.5, -3.0, -4.5]);
+    assert!(got[0].is_sign_positive());
+    // the repository: ALiBi slopes, here with six heads: those of four, then every other of eight
+    let six = [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125].map(|x: f64| -x);
+    close(&per_head(Decay::alibi(6).unwrap()), &six);
+    let deep = 1.0 - 2.0 / 3.0 + 1e-5;
+    close(&per_head(Decay::lightning_alibi(2, 4, 6).unwrap()), &six.map(|s| s * deep));
+    close(&per_head(Decay::alibi(1).unwrap()), &[-(2f64.powi(-8))]);
+    close(&per_head(Decay::retention(3).unwrap()), &[5, 6, 7].map(|n| (1.0 - 2f64.powi(-n)).ln()));
+    assert_eq!(per_head(Decay::slopes(&[0.5, 0.0])), [-0.5, 0.0]);
+
+    let message = |e: Result<Decay>| e.unwrap_err().to_string();
+    assert_eq!(
+        message(Decay::lightning(4, 4, 8)),
+        "linear_attention: layer: expected less than layers = 4, got 4"
+    );
+    for e in [Decay::lightning(0, 1, 0), Decay::alibi(0), Decay::retention(0)] {
+        assert_eq!(message(e), "linear_attention: heads: expected at least 1, got 0");
+    }
+}
+
+/// One head of one channel: the recurrence is a geometric sum.
+#[test]
+fn reference_against_closed_forms() {
+    let s = LinearAttentionShape::new(1, 12, 1, 1, 1);
+    let (g, ones) = (-0.3f32, vec![1.0; 12]);
+    let op = LinearAttention { decay: Decay::PerHead(vec![g]), scale: 0.5, ..Default::default() };
+    let x = LinearAttentionInputs { q: &ones, k: &ones, v: &ones, ..Default::default() };
+    let out = reference::linear_attention(&op, &s, &x);
+    let a = f64::from(g).exp();
+    for (t, o) in out.o.iter().enumerate() {
+        let n = i32::try_from(t).unwrap() + 1;
+        let want = 0.5 * (1.0 - a.powi(n)) / (1.0 - a);
+        assert!((o - want).abs() < 1e-14, "{o} {want}");
+    }
+    // normalised: a mean of the values whatever the decay, so constant values come back
+    let op = LinearAttention { normalize: Normalize::Eps(0.0), ..op };
+    let v = vec![7.0; 12];
+    let out = reference::linear_attention(&op, &s, &LinearAttentionInputs { v: &v, ..x });
+    assert!(out.o.iter().all(|o| (o - 7.0).abs() < 1e-14));
+    // delta rule, unit keys, beta 1: the state holds the last value
+    let op = LinearAttention { update: Update::Delta, ..Default::default() };
+    let v: Vec<f64> = (0..12).map(f64::from).collect();
+    let out =
+        reference::linear_attention(&op, &s, &LinearAttentionInputs { v: &v, beta: &ones, ..x });
+    assert_eq!(out.o, v);
+    assert_eq!(out.state, [11.0]);
+}
+
+/// Feature maps: inner products of Taylor features are the polynomial; zero queries to an even
+/// mix of a clamped denominator.
+#[test]
+fn reference_feature_maps() {
+    let mut rng = Rng(20);
+    let s = LinearAttentionShape { seq_q: 3, ..LinearAttentionShape::new(1, 1, 1, 5, 1) };
+    let (q, k) = (to_f64(&rng.vec(15)), to_f64(&rng.vec(5)));
+    let op = LinearAttention {
+        feature_map: FeatureMap::Taylor2,
+        causal: false,
+        scale: 0.5,
+        ..Default::default()
+    };
+    let x = LinearAttentionInputs { q: &q, k: &k, v: &[1.0], ..Default::default() };
+    let out = reference::linear_attention(&op, &s, &x);
+    for (t, o) in out.o.iter().enumerate() {
+        let dot: f64 = (0..5).map(|c| 0.5 * q[t * 5 + c] * k[c]).sum();
+        assert!((o - (1.0 + dot + dot * dot / 2.0)).abs() < 1e-14);
+    }
+    let map = |feature_map, x: f64| {
+        let op = LinearAttention { feature_map, causal: false, ..Default::default() };
+        let s = LinearAttentionShape::new(1, 1, 1, 1, 1);
+        let out = reference::linear_attention(
+            &op,
+            &s,
+            &LinearAttentionInputs { q: &[1.0], k: &[x], v: &[1.0], ..Default::default() },
+        );
+        out.state[0]
+    };
+    assert_eq!(map(FeatureMap::EluPlusOne, -1.5), (-1.5f64).exp());
+    assert_eq!(map(FeatureMap::EluPlusOne, 1.5), 2.5);
+    assert_eq!(map(FeatureMap::SquaredRelu, -1.5), 0.0);
+    assert_eq!(map(FeatureMap::SquaredRelu, 1.5), 2.25);
+    assert_eq!(map(FeatureMap::Relu, -1.5), 0.0);
+    assert!((map(FeatureMap::Silu, 1.5) - 1.5 / (1.0 + (-1.5f64).exp())).abs() < 1e-15);
+    assert_eq!(FeatureMap::Taylor2.features(16), 153);
+}
+
+/// The quadratic form: every output as a sum over the tokens it sees.
+#[test]
+fn reference_equals_the_quadratic_form() {
+    let mut rng = Rng(21);
+    let s = LinearAttentionShape { heads_k: 1, ..LinearAttentionShape::new(2, 19, 2, 3, 4) };
+    let op = LinearAttention { decay: Decay::PerChannel, scale: 0.75, ..Default::default() };
+    let x = Data::random(&mut rng, &op, &s, false);
+    let got = truth(&op, &s, &x, None);
+    for (at, o) in got.o.iter().enumerate() {
+        let (j, h, i, b) = (at % 4, at / 4 % 2, at / 8 % 19, at / (8 * 19));
+        let mut want = 0.0;
+        for t in 0..=i {
+            for c in 0..3 {
+                let decay: f64 = (t + 1..=i)
+                    .map(|u| f64::from(x.gates[((b * 19 + u) * 2 + h) * 3 + c]))
+                    .sum::<f64>()
+                    .exp();
+                want += 0.75
+                    * f64::from(x.q[((b * 19 + i) * 2 + h) * 3 + c])
+                    * f64::from(x.k[(b * 19 + t) * 3 + c])
+                    * decay
+                    * f64::from(x.v[((b * 19 + t) * 2 + h) * 4 + j]);
+            }
+        }
+        assert!((o - want).abs() < 1e-12, "{o} {want}");
+    }
+}
+
+/// The comparator refuses outputs that are off, late or missing.
+#[test]
+fn the_judge_refuses_wrong_outputs() {
+    let mut rng = Rng(22);
+    let op = LinearAttention { decay: Decay::PerToken, ..base() };
+    let s = small(20);
+    let x = Data::random(&mut rng, &op, &s, true);
+    let want = truth(&op, &s, &x, None);
+    #[expect(clippy::cast_possible_truncation, reason = "rounds")]
+    let narrow = |x: &[f64]| -> Vec<f32> { x.iter().map(|x| *x as f32).collect() };
+    let good = || Got { o: narrow(&want.o), state: narrow(&want.state), key_sum: vec![] };
+    let refused =
+        |got: Got| std::panic::catch_unwind(|| judge("test", &op, &s, &x, None, &got)).is_err();
+    assert!(!refused(good()));
+    let mut late = good();
+    late.o.rotate_right(32);
+    assert!(refused(late));
+    let mut scaled = good();
+    scaled.state.iter_mut().for_each(|x| *x *= 1.0001);
+    assert!(refused(scaled));
+    let mut missing = good();
+    missing.o[5] = f32::NAN;
+    assert!(refused(missing));
+}
+
+#[test]
+fn bad_input_is_refused_with_numbers() {
+    let Some(Device { ctx, .. }) = devices().first() else { return };
+    let plan =
+        |op: LinearAttention, s: LinearAttentionShape| op.plan(ctx, s).unwrap_err().to_string();
+    let per_head = |x: &[f32]| LinearAttention { decay: Decay::PerHead(x.to_vec()), ..base() };
+    let delta = LinearAttention { update: Update::Delta, ..base() };
+    let s = small(8);
+    let cases: Vec<(String, &str)> = vec![
+        (plan(per_head(&[-0.1]), s), "per-head decays: expected heads = 2, got 1"),
+        (plan(per_head(&[-0.1, 0.25]), s), "log gate: expected at most 0, got 0.25 at index 1"),
+        (plan(per_head(&[f32::NAN, 0.0]), s), "log gate: expected at most 0, got NaN at index 0"),
+        (
+            plan(LinearAttention { chunk_size: Some(0), ..base() }, s),
+            "chunk_size: expected at least 1, got 0",
+        ),
+        (
+            plan(LinearAttention { chunk_size: Some(48), ..base() }, s),
+            "chunk_size: expected one of [1, 2, 4, 8, 16] for 16 key features on this device, got 48",
+        ),
+        (
+            plan(LinearAttention { chunk_size: Some(8), form: Form::Recurrent, ..base() }, s),
+            "chunk_size: the recurrent form takes no chunks",
+        ),
+        (
+            plan(LinearAttention { scale: f32::NAN, ..base() }, s),
+            "scale: expected a finite number, got NaN",
+        ),
+        (
+            plan(LinearAttention { normalize: Normalize::Eps(-1.0), ..base() }, s),
+            "eps: expected finite and at least 0, got -1",
+        ),
+        (
+            plan(LinearAttention { normalize: Normalize::Clamp(0.0), ..base() }, s),
+            "clamp: expected finite and greater than 0, got 0",
+        ),
+        (
+            plan(LinearAttention { causal: false, ..delta.clone() }, s),
+            "update: the delta rule is causal",
+        ),
+        (
+            plan(LinearAttention { normalize: Normalize::Eps(0.0), ..delta.clone() }, s),
+            "normalize: the delta rule has no denominator",
+        ),
+        (
+            plan(LinearAttention { form: Form::ChunkParallel, ..delta }, s),
+            "form: the delta rule has no parallel form here",
+        ),
+        (
+            plan(LinearAttention { causal: false, decay: Decay::PerToken, ..base() }, s),
+            "decay: decays need an order",
+        ),
+        (plan(base(), LinearAttentionShape { seq_q: 7, ..s }), "seq_q: expected seq_k = 8"),
+        (plan(base(), LinearAttentionShape { heads: 0, ..s }), "heads: expected at least 1, got 0"),
+        (
+            plan(base(), LinearAttentionShape { heads_k: 3, ..s }),
+            "heads_k: expected a divisor of heads = 2, got 3",
+        ),
+        (
+            plan(base(), LinearAttentionShape { key_dim: 257, ..s }),
+            "key_dim: expected 1 to 256, got 257",
+        ),
+        (
+            plan(base(), LinearAttentionShape { value_dim: 0, ..s }),
+            "value_dim: expected 1 to 256, got 0",
+        ),
+        (
+            plan(
+                LinearAttention { feature_map: FeatureMap::Taylor2, ..base() },
+                LinearAttentionShape { key_dim: 22, ..s },
+            ),
+            "key_dim: expected at most 256 features; Taylor2 makes them of up to 21 channels, got 22 channels, 276 features",
+        ),
+        (
+            plan(
+                LinearAttention { packed: true, ..base() },
+                LinearAttentionShape { batch: MAX_PACKED + 1, ..s },
+            ),
+            "packed sequences, the limit is",
+        ),
+        (
+            plan(
+                base(),
+                LinearAttentionShape { batch: 1 << 20, seq_q: 1 << 20, seq_k: 1 << 20, ..s },
+            ),
+            "elements in one tensor, the limit is 4294967295",
+        ),
+    ];
+    for (got, want) in cases {
+        assert!(got.contains(want), "{got:?} lacks {want:?}");
+    }
+    assert_eq!(
+        check_gates(&[0.0, f32::NEG_INFINITY, 1e-3]).unwrap_err().to_string(),
+        "linear_attention: log gate: expected at most 0, got 0.001 at index 2"
+    );
+    assert!(check_gates(&[0.0, -0.0, f32::NEG_INFINITY, -1e4]).is_ok());
+}
+
+#[test]
+fn bad_arguments_are_refused_with_numbers() {
+    let Some(Device { ctx, .. }) = devices().first() else { return };
+    let t = |shape: [u32; 4]| Tensor::<4>::zeros(ctx, shape, DType::F32).unwrap();
+    let rows = || t([1, 8, 2, 16]);
+    let (q, k, v, o) = (rows(), rows(), rows(), rows());
+    let good = LinearAttentionArgs::new(q.view(), k.view(), v.view(), o.view());
+    let refuse = |op: &LinearAttention, shape, args: &LinearAttentionArgs<'_>| {
+        let plan = op.plan(ctx, shape).unwrap();
+        let mut encoder = ctx.device.create_command_encoder(&Default::default());
+        plan.encode(ctx, &mut encoder, args).unwrap_err()
+    };
+    let expect = |got: Error, want: &str| {
+        let got = got.to_string();
+        assert!(got.contains(want), "{got:?} lacks {want:?}");
+    };
+    let op = LinearAttention { form: Form::ChunkLoop, ..base() };
+    let s = small(8);
+
+    let wrong = t([1, 2, 16, 15]);
+    expect(
+        refuse(&op, s, &LinearAttentionArgs { initial_state: Some(wrong.view()), ..good }),
+        "initial_state: expected [1, 2, 16, 16], got [1, 2, 16, 15]",
+    );
+    expect(
+        refuse(&op, s, &LinearAttentionArgs { final_state: Some(wrong.view()), ..good }),
+        "final_state: expected [1, 2, 16, 16], got [1, 2, 16, 15]",
+    );
+    let half = Tensor::<4>::zeros(ctx, [1, 8, 2, 16], DType::F16).unwrap();
+    expect(
+        refuse(&op, s, &LinearAttentionArgs { q: half.view(), ..good }),
+        "q: expected elements of type f32, got f16",
+    );
+    let long = t([1, 9, 2, 16]);
+    expect(
+        refuse(&op, s, &LinearAttentionArgs { v: long.view(), ..good }),
+        "v: expected [1, 8, 2, 16], got [1, 9, 2, 16]",
+    );
+    let gates = t([1, 8, 2, 1]);
+    expect(
+        refuse(&op, s, &LinearAttentionArgs { gates: Some(gates.view()), ..good }),
+        "gates: only taken with Decay::PerToken or PerChannel",
+    );
+    let gated = LinearAttention { decay: Decay::PerChannel, ..op.clone() };
+    expect(
+        refuse(&gated, s, &good),
+        "gates: needed with Decay::PerToken or PerChannel, none given",
+    );
+    expect(
+        refuse(&gated, s, &LinearAttentionArgs { gates: Some(gates.view()), ..good }),
+        "gates: expected [1, 8, 2, 16], got [1, 8, 2, 1]",
+    );
+    let delta = LinearAttention { update: Update::Delta, ..op.clone() };
+    expect(refuse(&delta, s, &good), "beta: needed with Update::Weighted or Delta, none given");
+    expect(
+        refuse(&op, s, &LinearAttentionArgs { o: q.view(), ..good }),
+        "output o shares its buffer with q",
+    );
+    let state = t([1, 2, 16, 16]);
+    expect(
+        refuse(
+            &op,
+            s,
+            &LinearAttentionArgs {
+                initial_state: Some(state.view()),
+                o: state.view_as(o.view().layout).unwrap(),
+                ..good
+            },
+        ),
+        "shares its buffer with",
+    );
+    let flipped = Layout::contiguous([1, 16, 2, 16]).permuted([0, 2, 1, 3]);
+    expect(
+        refuse(
+            &op,
+            s,
+            &LinearAttentionArgs {
+                initial_state: Some(state.view()),
+                final_state: Some(state.view_as(flipped).unwrap()),
+                ..good
+            },
+        ),
+        "output final_state shares its buffer with initial_state",
+    );
+    let sums = Tensor::<3>::zeros(ctx, [1, 2, 16], DType::F32).unwrap();
+    expect(
+        refuse(&op, s, &LinearAttentionArgs { final_key_sum: Some(sums.view()), ..good }),
+        "final_key_sum: only taken with a denominator",
+    );
+    let normalized = LinearAttention { normalize: Normalize::Eps(1e-6), ..op.clone() };
+    expect(
+        refuse(&normalized, s, &LinearAttentionArgs { initial_state: Some(state.view()), ..good }),
+        "initial_key_sum: goes with initial_state: both or neither",
+    );
+    expect(refuse(&normalized, s, &good), "scratch: needs 256 bytes, none given");
+    let small_scratch = scratch(ctx, 16);
+    expect(
+        refuse(&normalized, s, &LinearAttentionArgs { scratch: Some(&small_scratch), ..good }),
+        "scratch: the view ends at byte 256, its buffer at byte 16",
+    );
+
+    let packed = LinearAttention { packed: true, ..op.clone() };
+    let two = LinearAttentionShape { batch: 2, ..s };
+    for (cu, want) in [
+        (&[0, 8][..], "cu_seqlens: expected batch + 1 = 3 bounds, got 2"),
+        (&[1, 4, 8], "cu_seqlens: expected 0 as the first bound, got 1"),
+        (&[0, 9, 8], "cu_seqlens: expected bounds that do not fall, 9 after index 1, got 8"),
+        (&[0, 4, 7], "cu_seqlens: expected seq_k = 8 as the last bound, got 7"),
+    ] {
+        expect(refuse(&packed, two, &LinearAttentionArgs { cu_seqlens: Some(cu), ..good }), want);
+    }
+    expect(refuse(&packed, two, &good), "cu_seqlens: needed with packed sequences, none given");
+    expect(
+        refuse(&op, s, &LinearAttentionArgs { cu_seqlens: Some(&[0, 8]), ..good }),
+        "cu_seqlens: only taken with packed sequences",
+    );
+}
+
+/// A device with the least that WebGPU offers plans every variant and form.
+#[test]
+fn small_devices() {
+    let Some(Device { ctx, .. }) = devices().first() else { return };
+    let trips = ctx.caps.loop_trips;
+    let least = ctx.with_caps(tilewise::Caps { loop_trips: trips, ..tilewise::Caps::minimum() });
+    let widest = LinearAttention {
+        normalize: Normalize::Eps(1e-6),
+        update: Update::Weighted,
+        decay: Decay::PerChannel,
+        ..base()
+    };
+    for op in variants().into_iter().chain([widest]) {
+        for form in FORMS {
+            for (k, v) in [(16, 16), (256, 256)] {
+                let op = LinearAttention { form, ..op.clone() };
+                if !legal(&op) || form != Form::ChunkLoop && k == 256 {
+                    continue;
+                }
+                let plan = op.plan(&least, LinearAttentionShape::new(1, 64, 2, k, v)).unwrap();
+                assert_eq!(plan.tier(), Tier::Portable);
+            }
         }
     }
 }

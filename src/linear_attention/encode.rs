@@ -2,7 +2,9 @@
 
 use super::{
     Decay, LinearAttention, LinearAttentionShape, Normalize, OP, Update, narrow,
-    plan::{Aligned, Design, Engine, MAX_PACKED, PARAMS_BYTES, PLAIN_WORKGROUP, Role, Split, compile},
+    plan::{
+        Aligned, Design, Engine, MAX_PACKED, PARAMS_BYTES, PLAIN_WORKGROUP, Role, Split, compile,
+    },
 };
 use crate::{
     Context, DType, Error, Result, TensorView, Tier,
@@ -221,8 +223,10 @@ impl LinearAttentionPlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &LinearAttentionArgs<'_>,
     ) -> Result<()> {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
         self.encode_pass(ctx, &mut pass, args)
     }
 
@@ -282,8 +286,10 @@ impl StatePlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &StateArgs<'_>,
     ) -> Result<()> {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
         self.encode_pass(ctx, &mut pass, args)
     }
 
@@ -406,7 +412,12 @@ struct Scratch {
 }
 
 impl Inner {
-    fn new(op: &LinearAttention, ctx: &Context, shape: LinearAttentionShape, reads: bool) -> Result<Self> {
+    fn new(
+        op: &LinearAttention,
+        ctx: &Context,
+        shape: LinearAttentionShape,
+        reads: bool,
+    ) -> Result<Self> {
         let mut op = op.clone();
         let mut shape = shape;
         if !reads {
@@ -418,7 +429,8 @@ impl Inner {
         let design = Design::new(&op, &ctx.caps, shape, reads)?;
         let slopes = match &op.decay {
             Decay::PerHead(log_decays) => {
-                let factors: Vec<f32> = log_decays.iter().map(|g| narrow(f64::from(*g).exp())).collect();
+                let factors: Vec<f32> =
+                    log_decays.iter().map(|g| narrow(f64::from(*g).exp())).collect();
                 Some(ctx.table(OP, bytemuck::cast_slice(&factors))?)
             }
             _ => None,
@@ -430,12 +442,14 @@ impl Inner {
 
     /// Roles of the engine in a call without states, in order.
     fn roles(&self) -> Vec<Role> {
-        let base = Role { writes: true, reads: self.reads, loads: false, stores: false, totals: false };
+        let base =
+            Role { writes: true, reads: self.reads, loads: false, stores: false, totals: false };
         let totals = self.design.options.decay != Decay::None;
         let stateful = self.design.engine == Engine::Recurrent;
         if !self.design.options.causal {
             let write = Role { reads: false, stores: true, ..base };
-            let read = Role { writes: false, reads: true, loads: true, stores: false, totals: false };
+            let read =
+                Role { writes: false, reads: true, loads: true, stores: false, totals: false };
             return vec![write, read];
         }
         match self.design.split {
@@ -511,7 +525,12 @@ impl Inner {
         s
     }
 
-    fn record(&self, ctx: &Context, pass: &mut wgpu::ComputePass<'_>, call: &Call<'_>) -> Result<()> {
+    fn record(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        call: &Call<'_>,
+    ) -> Result<()> {
         let bounds = self.check(call)?;
         let d = &self.design;
         let shape = d.shape;
@@ -556,7 +575,9 @@ impl Inner {
             rec.init(Some(&from), to, rows, columns)?;
         }
         let mut sums: Option<[Place<'_>; 2]> = None;
-        if self.normalized() && let Some(buffer) = buffer {
+        if self.normalized()
+            && let Some(buffer) = buffer
+        {
             let both = [0, half].map(|offset| Place {
                 resource: range(buffer, scratch.z, 2 * sums_bytes),
                 strides: [rows * shape.heads, rows, 1, offset],
@@ -655,14 +676,21 @@ impl Inner {
                     rec.scan(&own_z, decays, Some(&both[0]), (loads, true), rows, 1)?;
                 }
                 if causal_reads {
-                    let role = Role { writes: true, reads: true, loads: true, stores: false, totals: false };
+                    let role = Role {
+                        writes: true,
+                        reads: true,
+                        loads: true,
+                        stores: false,
+                        totals: false,
+                    };
                     rec.engine(role, Some(&own), u32_of(state), None)?;
                 }
                 rec.z = carried_z;
             }
         }
         if self.reads && !d.options.causal {
-            let role = Role { writes: false, reads: true, loads: true, stores: false, totals: false };
+            let role =
+                Role { writes: false, reads: true, loads: true, stores: false, totals: false };
             let (count, length) = match d.query_segments {
                 Split::Segments { count, length } => (count, length),
                 Split::Loop { range } => (1, range),
@@ -706,11 +734,14 @@ impl Inner {
         call.k.expect(OP, "k", [batch, s.seq_k, s.heads_k, s.key_dim], op.dtype)?;
         call.v.expect(OP, "v", [batch, s.seq_k, s.heads_v, s.value_dim], op.dtype)?;
 
-        let optional = |what: &'static str, given: bool, needed: bool, why: &str| match (given, needed) {
-            (false, true) => Err(Error::argument(OP, what, format!("needed {why}, none given"))),
-            (true, false) => Err(Error::argument(OP, what, format!("only taken {why}"))),
-            _ => Ok(()),
-        };
+        let optional =
+            |what: &'static str, given: bool, needed: bool, why: &str| match (given, needed) {
+                (false, true) => {
+                    Err(Error::argument(OP, what, format!("needed {why}, none given")))
+                }
+                (true, false) => Err(Error::argument(OP, what, format!("only taken {why}"))),
+                _ => Ok(()),
+            };
         let gated = matches!(op.decay, Decay::PerToken | Decay::PerChannel);
         optional("gates", call.gates.is_some(), gated, "with Decay::PerToken or PerChannel")?;
         if let Some(gates) = call.gates {
@@ -761,7 +792,11 @@ impl Inner {
         if let Some(view) = &initial {
             if same(view.buffer, last.as_ref().map(|v| v.buffer)) {
                 if Some(view.layout) != last.map(|v| v.layout) {
-                    return Err(Error::SharedBuffer { op: OP, output: "final_state", other: "initial_state" });
+                    return Err(Error::SharedBuffer {
+                        op: OP,
+                        output: "final_state",
+                        other: "initial_state",
+                    });
                 }
             } else {
                 outputs.push(("initial_state", view.buffer));
@@ -770,7 +805,11 @@ impl Inner {
         if let Some(view) = &initial_z {
             if same(view.buffer, last_z.as_ref().map(|v| v.buffer)) {
                 if Some(view.layout) != last_z.map(|v| v.layout) {
-                    return Err(Error::SharedBuffer { op: OP, output: "final_key_sum", other: "initial_key_sum" });
+                    return Err(Error::SharedBuffer {
+                        op: OP,
+                        output: "final_key_sum",
+                        other: "initial_key_sum",
+                    });
                 }
             } else {
                 outputs.push(("initial_key_sum", view.buffer));
@@ -786,23 +825,42 @@ impl Inner {
     fn check_bounds(&self, cu: &[u32]) -> Result<Vec<u32>> {
         let s = self.design.shape;
         if cu.len() as u64 != u64::from(s.batch) + 1 {
-            return Err(Error::shape(OP, "cu_seqlens", format!("batch + 1 = {} bounds", u64::from(s.batch) + 1), cu.len()));
+            return Err(Error::shape(
+                OP,
+                "cu_seqlens",
+                format!("batch + 1 = {} bounds", u64::from(s.batch) + 1),
+                cu.len(),
+            ));
         }
         debug_assert!(s.batch <= MAX_PACKED);
         if cu[0] != 0 {
             return Err(Error::shape(OP, "cu_seqlens", "0 as the first bound", cu[0]));
         }
         if let Some(i) = cu.windows(2).position(|w| w[0] > w[1]) {
-            return Err(Error::shape(OP, "cu_seqlens", format!("bounds that do not fall, {} after index {i}", cu[i]), cu[i + 1]));
+            return Err(Error::shape(
+                OP,
+                "cu_seqlens",
+                format!("bounds that do not fall, {} after index {i}", cu[i]),
+                cu[i + 1],
+            ));
         }
         let end = cu[cu.len() - 1];
         if end != s.seq_k {
-            return Err(Error::shape(OP, "cu_seqlens", format!("seq_k = {} as the last bound", s.seq_k), end));
+            return Err(Error::shape(
+                OP,
+                "cu_seqlens",
+                format!("seq_k = {} as the last bound", s.seq_k),
+                end,
+            ));
         }
         Ok(cu.to_vec())
     }
 
-    fn check_scratch<'a>(&self, scratch: Option<&'a wgpu::Buffer>, need: u64) -> Result<Option<&'a wgpu::Buffer>> {
+    fn check_scratch<'a>(
+        &self,
+        scratch: Option<&'a wgpu::Buffer>,
+        need: u64,
+    ) -> Result<Option<&'a wgpu::Buffer>> {
         if need == 0 {
             return Ok(None);
         }
@@ -810,10 +868,19 @@ impl Inner {
             return Err(Error::argument(OP, "scratch", format!("needs {need} bytes, none given")));
         };
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::Usage { op: OP, what: "scratch", missing: wgpu::BufferUsages::STORAGE });
+            return Err(Error::Usage {
+                op: OP,
+                what: "scratch",
+                missing: wgpu::BufferUsages::STORAGE,
+            });
         }
         if buffer.size() < need {
-            return Err(Error::OutOfRange { op: OP, what: "scratch", end: need, size: buffer.size() });
+            return Err(Error::OutOfRange {
+                op: OP,
+                what: "scratch",
+                end: need,
+                size: buffer.size(),
+            });
         }
         Ok(Some(buffer))
     }
@@ -835,7 +902,13 @@ fn range(buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Resource<'_> {
 }
 
 /// A state of every (sequence, head) at a place in scratch.
-fn scratch_place(buffer: &wgpu::Buffer, offset: u64, s: LinearAttentionShape, rows: u32, columns: u32) -> Place<'_> {
+fn scratch_place(
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    s: LinearAttentionShape,
+    rows: u32,
+    columns: u32,
+) -> Place<'_> {
     let state = u64::from(rows) * u64::from(columns);
     Place {
         resource: range(buffer, offset, sum_bytes(s, rows) * u64::from(columns)),
@@ -844,7 +917,11 @@ fn scratch_place(buffer: &wgpu::Buffer, offset: u64, s: LinearAttentionShape, ro
     }
 }
 
-fn state_place<'a>(ctx: &Context, what: &'static str, view: &TensorView<'a, 4>) -> Result<Place<'a>> {
+fn state_place<'a>(
+    ctx: &Context,
+    what: &'static str,
+    view: &TensorView<'a, 4>,
+) -> Result<Place<'a>> {
     let bound = view.bind(OP, what, &ctx.caps)?;
     let [b, h, row, _] = view.strides_u32();
     Ok(Place {
@@ -890,7 +967,9 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
         'a: 'c,
     {
         let (s, op) = (inner.design.shape, &inner.design.options);
-        let bind = |what: &'static str, view: &TensorView<'c, 4>| -> Result<(Resource<'c>, [u32; 4], bool)> {
+        let bind = |what: &'static str,
+                    view: &TensorView<'c, 4>|
+         -> Result<(Resource<'c>, [u32; 4], bool)> {
             let bound = view.bind(OP, what, &ctx.caps)?;
             let [b, t, h, _] = view.strides_u32();
             Ok((bound.resource, [b, t, h, bound.offset], view.layout.is_multiple_of(4)))
@@ -1010,9 +1089,16 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
     }
 
     /// Copies a state, or fills it with zeros.
-    fn init(&mut self, from: Option<&Place<'_>>, to: &Place<'_>, rows: u32, columns: u32) -> Result<()> {
+    fn init(
+        &mut self,
+        from: Option<&Place<'_>>,
+        to: &Place<'_>,
+        rows: u32,
+        columns: u32,
+    ) -> Result<()> {
         let d = &self.inner.design;
-        let key = Design::init_key(rows, columns, from.is_none(), from.is_some_and(|f| f.vec4), to.vec4);
+        let key =
+            Design::init_key(rows, columns, from.is_none(), from.is_some_and(|f| f.vec4), to.vec4);
         let kernel = self.ctx.kernel(key)?;
         let count = self.count(rows, columns);
         let params = CopyParams {
@@ -1053,11 +1139,12 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
             count: u32_of(count),
             pad: [0; 3],
         };
-        let resources: Vec<Resource<'_>> = [Some(&own.resource), decays, state.map(|s| &s.resource)]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let resources: Vec<Resource<'_>> =
+            [Some(&own.resource), decays, state.map(|s| &s.resource)]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect();
         let groups = fold(OP, count.div_ceil(PLAIN_WORKGROUP), &self.ctx.caps)?;
         dispatch(self.ctx, self.pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, groups)
     }
@@ -1065,5 +1152,60 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
     fn count(&self, rows: u32, columns: u32) -> u64 {
         let s = self.inner.design.shape;
         u64::from(s.batch) * u64::from(s.heads) * u64::from(rows) * u64::from(columns.div_ceil(4))
+    }
+}
+
+#[cfg(test)]
+#[path = "../../tests/common/reflect.rs"]
+mod reflect;
+
+#[cfg(test)]
+mod tests {
+    use super::{CopyParams, PARAMS_BYTES, Params, StateParams, reflect};
+    use crate::linear_attention::plan::{CHUNK, INIT, LOOP, PASS, RECURRENT};
+    use std::mem::{offset_of, size_of};
+
+    /// Members of the struct in a kernel's text, with the lib functions that it calls.
+    fn members(text: &str, name: &str) -> Vec<(String, u32, u32)> {
+        let libs = [
+            include_str!("../../shaders/lib/index.wgsl"),
+            include_str!("../../shaders/lib/linear.wgsl"),
+        ];
+        let module = naga::front::wgsl::parse_str(&[&[text], &libs[..]].concat().join("\n"))
+            .unwrap_or_else(|e| panic!("{}", e.emit_to_string(text)));
+        reflect::struct_layout(&module, name)
+    }
+
+    macro_rules! fields {
+        ($type:ty: $($field:ident),*) => {
+            vec![$((stringify!($field), offset_of!($type, $field))),*]
+        };
+    }
+
+    fn same(wgsl: &[(String, u32, u32)], rust: &[(&str, usize)]) {
+        for (i, (name, offset)) in rust.iter().enumerate() {
+            assert_eq!((wgsl[i].0.as_str(), wgsl[i].1 as usize), (*name, *offset));
+        }
+    }
+
+    #[test]
+    fn params_match_the_kernels() {
+        let rust = fields!(Params: q, k, v, o, gate, beta, state, batch, heads, group_q, group_k,
+            group_v, tokens, first, last, segments, segment_len, segment_stride, z_in, z_out,
+            decays, z_pair, z_segment, scale, floor, pad0, pad1);
+        for source in [RECURRENT, LOOP, CHUNK] {
+            let wgsl = members(source.text, "Params");
+            same(&wgsl, &rust);
+            // the bounds follow
+            let bounds = &wgsl[rust.len()];
+            assert_eq!((bounds.0.as_str(), bounds.1), ("cu", PARAMS_BYTES));
+            assert_eq!(size_of::<Params>(), PARAMS_BYTES as usize);
+        }
+        let wgsl = members(PASS.text, "StateParams");
+        same(&wgsl, &fields!(StateParams: state, heads, segments, own, decays, count));
+        assert_eq!(wgsl.last().map(|m| m.1 as usize), Some(size_of::<StateParams>()));
+        let wgsl = members(INIT.text, "CopyParams");
+        same(&wgsl, &fields!(CopyParams: src, dst, heads, count));
+        assert_eq!(wgsl.last().map(|m| m.1 as usize), Some(size_of::<CopyParams>()));
     }
 }

@@ -316,6 +316,8 @@ impl Default for LinearAttention {
 pub fn check_gates(gates: &[f32]) -> Result<()> {
     match gates.iter().position(|g| g.is_nan() || *g > 0.0) {
         None => Ok(()),
-        Some(i) => Err(Error::value(OP, "log gate", "at most 0", format!("{} at index {i}", gates[i]))),
+        Some(i) => {
+            Err(Error::value(OP, "log gate", "at most 0", format!("{} at index {i}", gates[i])))
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! From options and sizes to kernels and their order.
 
-use super::{Decay, FeatureMap, Form, LinearAttention, LinearAttentionShape, MAX_DIM, Normalize, OP, Update};
+use super::{
+    Decay, FeatureMap, Form, LinearAttention, LinearAttentionShape, MAX_DIM, Normalize, OP, Update,
+};
 use crate::{
     Caps, Context, DType, Error, Result, Tier,
     element::TensorDecl,
@@ -66,7 +68,8 @@ pub(super) struct Aligned {
 }
 
 impl Aligned {
-    pub(super) const ALL: Self = Self { q: true, k: true, v: true, o: true, gate: true, state: true };
+    pub(super) const ALL: Self =
+        Self { q: true, k: true, v: true, o: true, gate: true, state: true };
 }
 
 /// Everything that planning decides.
@@ -132,7 +135,9 @@ impl Design {
     fn units(&self) -> u64 {
         let states = u64::from(self.shape.batch) * u64::from(self.shape.heads);
         match self.engine {
-            Engine::Recurrent => (states * u64::from(self.shape.value_dim.div_ceil(4))).div_ceil(PLAIN_WORKGROUP),
+            Engine::Recurrent => {
+                (states * u64::from(self.shape.value_dim.div_ceil(4))).div_ceil(PLAIN_WORKGROUP)
+            }
             _ => states * u64::from(self.slices()),
         }
     }
@@ -148,7 +153,8 @@ impl Design {
                 let [u, st, kp, w, cols, rg, parts] =
                     [chunk, step, rk * rg, rg * columns, columns, rg, parts].map(u64::from);
                 let per = |n: u64| n.div_ceil(w);
-                let scores = per(parts * u) * (kp.div_ceil(parts) + 1) + per(u * u) * (1 + parts + u);
+                let scores =
+                    per(parts * u) * (kp.div_ceil(parts) + 1) + per(u * u) * (1 + parts + u);
                 let sums = (u / st) * (1 + per(st * cols) * (rg + u + 1));
                 let stage = per(u * kp) + per(u * cols) + per(u);
                 let edges = per(kp) * (1 + 2 * u);
@@ -177,7 +183,9 @@ impl Design {
         let target = if caps.cpu { threads() } else { 256 };
         let wanted = match form {
             Form::ChunkParallel => (target / self.units().max(1)).max(2),
-            Form::Auto if can && reads && self.units() * 2 <= target => target / self.units().max(1),
+            Form::Auto if can && reads && self.units() * 2 <= target => {
+                target / self.units().max(1)
+            }
             // without outputs the second pass is not needed
             Form::Auto if can && !reads && self.units() < target => target / self.units().max(1),
             _ => return Ok(serial),
@@ -224,26 +232,34 @@ impl Design {
             ("PACKED", op.packed.to_string()),
             ("DECAY", number(self.decay_kind())),
             ("UPDATE", number(self.update_kind())),
-            ("NORM", number(match op.normalize {
-                Normalize::None => 0,
-                Normalize::Eps(_) => 1,
-                Normalize::Clamp(_) => 2,
-            })),
-            ("FEATURE", number(match op.feature_map {
-                FeatureMap::Identity => 0,
-                FeatureMap::EluPlusOne => 1,
-                FeatureMap::Relu => 2,
-                FeatureMap::Silu => 3,
-                FeatureMap::SquaredRelu => 4,
-                FeatureMap::Taylor2 => 5,
-            })),
+            (
+                "NORM",
+                number(match op.normalize {
+                    Normalize::None => 0,
+                    Normalize::Eps(_) => 1,
+                    Normalize::Clamp(_) => 2,
+                }),
+            ),
+            (
+                "FEATURE",
+                number(match op.feature_map {
+                    FeatureMap::Identity => 0,
+                    FeatureMap::EluPlusOne => 1,
+                    FeatureMap::Relu => 2,
+                    FeatureMap::Silu => 3,
+                    FeatureMap::SquaredRelu => 4,
+                    FeatureMap::Taylor2 => 5,
+                }),
+            ),
             ("WRITES", role.writes.to_string()),
             ("READS", role.reads.to_string()),
         ];
         let rows4 = s.key_dim.is_multiple_of(4);
         let columns4 = s.value_dim.is_multiple_of(4);
-        let io = |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: op.dtype, vec4 });
-        let f32s = |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4 });
+        let io =
+            |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: op.dtype, vec4 });
+        let f32s =
+            |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4 });
         let gated = role.writes && op.decay != Decay::None;
         // per-head decays are the plan's own table
         let gate = |vec4: bool| match op.decay {
@@ -252,7 +268,11 @@ impl Design {
         };
         let mut tensors = vec![
             ("v", io(role.writes, columns4 && aligned.v)),
-            ("beta", (role.writes && op.update != Update::Add).then_some(TensorDecl { dtype: op.gate_dtype, vec4: false })),
+            (
+                "beta",
+                (role.writes && op.update != Update::Add)
+                    .then_some(TensorDecl { dtype: op.gate_dtype, vec4: false }),
+            ),
             ("o", io(role.reads, columns4 && aligned.o)),
             ("z", f32s(norm, false)),
         ];
@@ -321,8 +341,16 @@ impl Design {
     }
 
     /// `state_pass.wgsl` over states of `rows` by `columns`.
-    pub(super) fn pass_key(&self, rows: u32, columns: u32, loads: bool, stores: bool, vec4: bool) -> Key {
-        let f32s = |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4 });
+    pub(super) fn pass_key(
+        &self,
+        rows: u32,
+        columns: u32,
+        loads: bool,
+        stores: bool,
+        vec4: bool,
+    ) -> Key {
+        let f32s =
+            |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4 });
         let decays = self.options.decay != Decay::None;
         Key {
             source: PASS,
@@ -398,7 +426,12 @@ fn threads() -> u64 {
 }
 
 /// Registers instead of memory: where subgroups hand rows round, and the state fits.
-fn loop_engine(caps: &Caps, s: &LinearAttentionShape, features: u32, op: &LinearAttention) -> Option<Engine> {
+fn loop_engine(
+    caps: &Caps,
+    s: &LinearAttentionShape,
+    features: u32,
+    op: &LinearAttention,
+) -> Option<Engine> {
     let (min, max) = caps.subgroup?;
     if caps.tier != Tier::Subgroup || op.feature_map == FeatureMap::Taylor2 {
         return None;
@@ -423,7 +456,12 @@ fn loop_engine(caps: &Caps, s: &LinearAttentionShape, features: u32, op: &Linear
 }
 
 /// Chunk sizes that fit workgroup memory, largest first.
-fn chunk_sizes(caps: &Caps, s: &LinearAttentionShape, features: u32, op: &LinearAttention) -> Vec<Engine> {
+fn chunk_sizes(
+    caps: &Caps,
+    s: &LinearAttentionShape,
+    features: u32,
+    op: &LinearAttention,
+) -> Vec<Engine> {
     let rk = match features {
         ..=64 => features.div_ceil(4).max(1),
         65..=128 => 16,
@@ -440,7 +478,8 @@ fn chunk_sizes(caps: &Caps, s: &LinearAttentionShape, features: u32, op: &Linear
         let parts = (workgroup / chunk).clamp(1, (512 / (chunk * chunk)).max(1)).min(8);
         let gates = if op.decay == Decay::PerChannel { u * kp } else { 1 };
         let corrections = if delta { u * kp + u * u } else { 2 };
-        let scalars = 2 * u * kp + gates + corrections + u64::from(parts) * u * u + u * u + 3 * u + 3 * kp;
+        let scalars =
+            2 * u * kp + gates + corrections + u64::from(parts) * u * u + u * u + 3 * u + 3 * kp;
         for step in [4u32, 2, 1].into_iter().filter(|st| chunk.is_multiple_of(*st)) {
             let vectors = u64::from(columns) * (u + u64::from(rg * step));
             let bytes = 4 * scalars + 16 * vectors;
@@ -453,7 +492,12 @@ fn chunk_sizes(caps: &Caps, s: &LinearAttentionShape, features: u32, op: &Linear
     found
 }
 
-fn chunk_engine(caps: &Caps, s: &LinearAttentionShape, features: u32, op: &LinearAttention) -> Result<Engine> {
+fn chunk_engine(
+    caps: &Caps,
+    s: &LinearAttentionShape,
+    features: u32,
+    op: &LinearAttention,
+) -> Result<Engine> {
     let all = chunk_sizes(caps, s, features, op);
     let size = |e: &Engine| match e {
         Engine::Chunk { chunk, .. } => *chunk,
@@ -492,7 +536,12 @@ fn check(op: &LinearAttention, s: &LinearAttentionShape) -> Result<u32> {
     }
     let features = op.feature_map.features(s.key_dim);
     let Some(features) = u32::try_from(features).ok().filter(|f| *f <= MAX_DIM) else {
-        return Err(Error::shape(OP, "key_dim", format!("at most {MAX_DIM} features; Taylor2 makes them of up to 21 channels"), format!("{} channels, {features} features", s.key_dim)));
+        return Err(Error::shape(
+            OP,
+            "key_dim",
+            format!("at most {MAX_DIM} features; Taylor2 makes them of up to 21 channels"),
+            format!("{} channels, {features} features", s.key_dim),
+        ));
     };
     for (what, seq) in [("seq_q", s.seq_q), ("seq_k", s.seq_k)] {
         if seq > 1 << 30 {
@@ -500,13 +549,23 @@ fn check(op: &LinearAttention, s: &LinearAttentionShape) -> Result<u32> {
         }
     }
     if (op.causal || op.packed) && s.seq_q != s.seq_k {
-        return Err(Error::shape(OP, "seq_q", format!("seq_k = {} (only unpacked non-causal attention takes two lengths)", s.seq_k), s.seq_q));
+        return Err(Error::shape(
+            OP,
+            "seq_q",
+            format!("seq_k = {} (only unpacked non-causal attention takes two lengths)", s.seq_k),
+            s.seq_q,
+        ));
     }
     if !op.scale.is_finite() {
         return Err(Error::value(OP, "scale", "a finite number", op.scale));
     }
     if op.feature_map == FeatureMap::Taylor2 && op.scale < 0.0 {
-        return Err(Error::value(OP, "scale", "at least 0 for Taylor2, which takes its root", op.scale));
+        return Err(Error::value(
+            OP,
+            "scale",
+            "at least 0 for Taylor2, which takes its root",
+            op.scale,
+        ));
     }
     match op.normalize {
         Normalize::Eps(eps) if !(eps.is_finite() && eps >= 0.0) => {
@@ -519,7 +578,12 @@ fn check(op: &LinearAttention, s: &LinearAttentionShape) -> Result<u32> {
     }
     if let Decay::PerHead(log_decays) = &op.decay {
         if log_decays.len() as u64 != u64::from(s.heads) {
-            return Err(Error::shape(OP, "per-head decays", format!("heads = {}", s.heads), log_decays.len()));
+            return Err(Error::shape(
+                OP,
+                "per-head decays",
+                format!("heads = {}", s.heads),
+                log_decays.len(),
+            ));
         }
         super::check_gates(log_decays)?;
     }
@@ -532,7 +596,11 @@ fn check(op: &LinearAttention, s: &LinearAttentionShape) -> Result<u32> {
         }
     }
     if !op.causal && op.decay != Decay::None {
-        return Err(Error::argument(OP, "decay", "decays need an order: set causal, or Decay::None"));
+        return Err(Error::argument(
+            OP,
+            "decay",
+            "decays need an order: set causal, or Decay::None",
+        ));
     }
     if op.packed && s.batch > MAX_PACKED {
         return Err(Error::Limit {
@@ -548,13 +616,17 @@ fn check(op: &LinearAttention, s: &LinearAttentionShape) -> Result<u32> {
     let product = |dims: [u32; 4]| dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d.into()));
     let batch = if op.packed { 1 } else { s.batch };
     let wide = s.key_dim.max(s.value_dim).max(features);
-    for dims in [
-        [batch, s.seq_q.max(s.seq_k), s.heads, wide],
-        [s.batch, s.heads, features, s.value_dim],
-    ] {
+    for dims in
+        [[batch, s.seq_q.max(s.seq_k), s.heads, wide], [s.batch, s.heads, features, s.value_dim]]
+    {
         let elements = product(dims).unwrap_or(u64::MAX);
         if elements > u64::from(u32::MAX) {
-            return Err(Error::Limit { op: OP, what: "elements in one tensor", need: elements, limit: u32::MAX.into() });
+            return Err(Error::Limit {
+                op: OP,
+                what: "elements in one tensor",
+                need: elements,
+                limit: u32::MAX.into(),
+            });
         }
     }
     Ok(features)

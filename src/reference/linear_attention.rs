@@ -69,7 +69,11 @@ pub fn linear_attention(
                 key_sum.copy_from_slice(&x.key_sum[state_at..state_at + state_rows]);
             }
             let read = |state: &[f64], key_sum: &[f64], t: usize, o: &mut [f64]| {
-                let q = features(op.feature_map, scale, row(x.q, [b, t, h], seq_q, heads, s.heads_q, s.key_dim));
+                let q = features(
+                    op.feature_map,
+                    scale,
+                    row(x.q, [b, t, h], seq_q, heads, s.heads_q, s.key_dim),
+                );
                 let factor = if op.feature_map == FeatureMap::Taylor2 { 1.0 } else { scale };
                 let mut den = 1.0;
                 if normalized {
@@ -82,12 +86,17 @@ pub fn linear_attention(
                 }
                 let at = ((b * seq_q + t) * heads + h) * value_dim;
                 for (j, o) in o[at..at + value_dim].iter_mut().enumerate() {
-                    let qs: f64 = q.iter().enumerate().map(|(c, q)| q * state[c * value_dim + j]).sum();
+                    let qs: f64 =
+                        q.iter().enumerate().map(|(c, q)| q * state[c * value_dim + j]).sum();
                     *o = factor * qs / den;
                 }
             };
             for t in 0..seq_k {
-                let k = features(op.feature_map, scale, row(x.k, [b, t, h], seq_k, heads, s.heads_k, s.key_dim));
+                let k = features(
+                    op.feature_map,
+                    scale,
+                    row(x.k, [b, t, h], seq_k, heads, s.heads_k, s.key_dim),
+                );
                 let v = row(x.v, [b, t, h], seq_k, heads, s.heads_v, s.value_dim);
                 let token = (b * seq_k + t) * heads + h;
                 for c in 0..state_rows {
@@ -134,14 +143,14 @@ pub fn linear_attention(
 }
 
 /// Row of head `h` of `heads` at token `t`, in a tensor `[B, seq, own_heads, dim]`.
-fn row<'a>(
-    x: &'a [f64],
+fn row(
+    x: &[f64],
     [b, t, h]: [usize; 3],
     seq: usize,
     heads: usize,
     own_heads: u32,
     dim: u32,
-) -> &'a [f64] {
+) -> &[f64] {
     let (own, dim) = (own_heads as usize, dim as usize);
     let at = ((b * seq + t) * own + h / (heads / own)) * dim;
     &x[at..at + dim]
