@@ -37,7 +37,9 @@ pub struct Context {
 #[derive(Debug)]
 struct Shared {
     kernels: Mutex<HashMap<Key, Arc<Kernel>>>,
-    /// Set by the device-lost callback of devices that this crate opened.
+    /// Opened by this crate, which may poll it and has installed its handlers.
+    owned: bool,
+    /// Set by the device-lost callback of owned devices.
     lost: Arc<Mutex<Option<String>>>,
 }
 
@@ -106,7 +108,7 @@ impl Context {
             })
             .await
             .map_err(|e| Error::NoDevice(e.to_string()))?;
-        let ctx = Self::from_wgpu(device, queue);
+        let ctx = Self::with_owner(device, queue, true);
         let lost = Arc::clone(&ctx.shared.lost);
         ctx.device.set_device_lost_callback(move |reason, message| {
             *lock(&lost) = Some(format!("{reason:?}: {message}"));
@@ -120,10 +122,16 @@ impl Context {
     /// Installs no handler on the device and submits nothing to the queue; only
     /// [`Tensor::download`](crate::Tensor::download), [`Context::wait`] and the timing helper,
     /// when called, submit and poll. What the kernels can use is what the device was opened with:
-    /// ask the adapter for its limits and for `SUBGROUP` (and `TIMESTAMP_QUERY` to time).
+    /// ask the adapter for its limits and for `SUBGROUP` (and `TIMESTAMP_QUERY` to time). The loss
+    /// of the device is the caller's to watch for (`Device::set_device_lost_callback`): wgpu accepts
+    /// calls on a lost device in silence.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self::with_owner(device, queue, false)
+    }
+
+    fn with_owner(device: wgpu::Device, queue: wgpu::Queue, owned: bool) -> Self {
         let caps = Caps::of(&device);
-        let shared = Shared { kernels: Mutex::default(), lost: Arc::default() };
+        let shared = Shared { kernels: Mutex::default(), owned, lost: Arc::default() };
         Self { device, queue, caps, shared: Arc::new(shared) }
     }
 
@@ -249,6 +257,11 @@ impl Context {
         bytes: Option<u64>,
         f: impl FnOnce() -> R,
     ) -> Result<R> {
+        // a lost device accepts every call in silence, and says so only to its callback
+        #[cfg(not(target_arch = "wasm32"))]
+        if self.shared.owned {
+            let _ = self.device.poll(wgpu::PollType::Poll);
+        }
         if let Some(reason) = self.lost() {
             return Err(Error::DeviceLost { op, reason });
         }
@@ -330,13 +343,19 @@ impl Context {
 
 /// The answer of a `map_async`, awaited.
 #[derive(Default)]
-struct Answer(Mutex<(Option<Result<(), wgpu::BufferAsyncError>>, Option<Waker>)>);
+struct Answer(Mutex<AnswerState>);
+
+#[derive(Default)]
+struct AnswerState {
+    result: Option<Result<(), wgpu::BufferAsyncError>>,
+    waker: Option<Waker>,
+}
 
 impl Answer {
     fn set(&self, result: Result<(), wgpu::BufferAsyncError>) {
         let mut state = lock(&self.0);
-        state.0 = Some(result);
-        if let Some(waker) = state.1.take() {
+        state.result = Some(result);
+        if let Some(waker) = state.waker.take() {
             waker.wake();
         }
     }
@@ -344,10 +363,10 @@ impl Answer {
     async fn wait(&self) -> Result<(), wgpu::BufferAsyncError> {
         std::future::poll_fn(|cx| {
             let mut state = lock(&self.0);
-            match state.0.take() {
+            match state.result.take() {
                 Some(result) => Poll::Ready(result),
                 None => {
-                    state.1 = Some(cx.waker().clone());
+                    state.waker = Some(cx.waker().clone());
                     Poll::Pending
                 }
             }

@@ -122,8 +122,7 @@ impl<'a, const N: usize> TensorView<'a, N> {
     /// A view of `buffer`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] if the layout reaches past the buffer, [`Error::Limit`] if it passes
-    /// `u64`, [`Error::Misaligned`] if the buffer's size is not a multiple of 4 bytes,
+    /// [`Error::OutOfRange`] if the layout reaches past the buffer, [`Error::Misaligned`] if the buffer's size is not a multiple of 4 bytes,
     /// [`Error::Strides`] if the last axis is not contiguous, [`Error::Usage`] without `STORAGE`.
     pub fn new(buffer: &'a wgpu::Buffer, layout: Layout<N>, dtype: DType) -> Result<Self> {
         let view = Self { buffer, layout, dtype };
@@ -136,16 +135,8 @@ impl<'a, const N: usize> TensorView<'a, N> {
     pub(crate) fn check(&self, op: &'static str, what: &'static str) -> Result<()> {
         let l = &self.layout;
         let size = self.buffer.size();
-        let elements = l.elements();
-        let end = l.end().and_then(|end| end.checked_mul(self.dtype.size()));
-        let (Some(_), Some(end)) = (elements, end) else {
-            return Err(Error::Limit {
-                op,
-                what: "addressable bytes",
-                need: u64::MAX,
-                limit: u64::MAX - 1,
-            });
-        };
+        // past u64 is past any buffer
+        let end = l.end().and_then(|end| end.checked_mul(self.dtype.size())).unwrap_or(u64::MAX);
         if end > size {
             return Err(Error::OutOfRange { op, what, end, size });
         }

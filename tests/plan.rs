@@ -1,0 +1,429 @@
+//! No driver: planning, validation and encoding on wgpu's noop backend, under the smallest limits
+//! and under large ones; every bad input and the message that it gives.
+
+mod common;
+
+use common::uniformity;
+use tilewise::{
+    Caps, Context, DType, Error, Layout, Tensor, TensorView, Tier,
+    attention::{
+        Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask,
+        Tiles,
+    },
+    wgpu,
+};
+
+/// A noop device with these limits and subgroups of 4 to 64, opened by this crate.
+fn noop_with(limits: wgpu::Limits) -> Context {
+    let options = wgpu::NoopBackendOptions {
+        enable: true,
+        limits: Some(limits),
+        features: Some(wgpu::Features::SUBGROUP),
+        subgroup_min_size: Some(4),
+        subgroup_max_size: Some(64),
+        ..Default::default()
+    };
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::NOOP;
+    descriptor.backend_options.noop = options;
+    let instance = wgpu::Instance::new(descriptor);
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+    pollster::block_on(Context::from_adapter(&adapter)).unwrap()
+}
+
+fn noop() -> Context {
+    noop_with(wgpu::Limits::default())
+}
+
+fn encoder(ctx: &Context) -> wgpu::CommandEncoder {
+    ctx.device.create_command_encoder(&Default::default())
+}
+
+/// Shapes and options that reach every variant of the attention kernels.
+fn attention_variants() -> Vec<(AttentionShape, Attention)> {
+    let mut all = Vec::new();
+    for [d, dv] in [[64, 64], [16, 8], [7, 5], [256, 256]] {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for mask in [Mask::None, Mask::Causal(CausalAlignment::BottomRight)] {
+                for algorithm in [Algorithm::Flash, Algorithm::Unfused] {
+                    let shape = AttentionShape {
+                        batch: 1,
+                        seq_q: 5,
+                        seq_k: 7,
+                        heads: 4,
+                        heads_kv: 2,
+                        head_dim: d,
+                        head_dim_v: dv,
+                    };
+                    all.push((shape, Attention { mask, dtype, algorithm, ..Default::default() }));
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_attention_variant_compiles_and_encodes() {
+    // what WebGPU promises everywhere: 16 KiB, 256 invocations, 8 storage buffers
+    let small = noop();
+    let large = noop_with(wgpu::Limits {
+        max_compute_workgroup_storage_size: 65_536,
+        max_compute_invocations_per_workgroup: 1024,
+        ..Default::default()
+    });
+    for ctx in [&small, &large] {
+        for tier in [Tier::Portable, Tier::Subgroup] {
+            let ctx = ctx.with_tier(tier).unwrap();
+            for (s, options) in attention_variants() {
+                let plan = options.plan(&ctx, s).unwrap();
+                for wgsl in plan.wgsl() {
+                    let report = uniformity::check_source(&wgsl).unwrap();
+                    let faults: Vec<_> = report.barriers.union(&report.subgroups).collect();
+                    assert!(faults.is_empty(), "{}: {faults:?}", plan.label());
+                }
+                let zeros = |shape| Tensor::<4>::zeros(&ctx, shape, options.dtype).unwrap();
+                let q = zeros([s.batch, s.seq_q, s.heads, s.head_dim]);
+                let k = zeros([s.batch, s.seq_k, s.heads_kv, s.head_dim]);
+                let v = zeros([s.batch, s.seq_k, s.heads_kv, s.head_dim_v]);
+                let o = zeros([s.batch, s.seq_q, s.heads, s.head_dim_v]);
+                let lse = Tensor::zeros(&ctx, [s.batch, s.heads, s.seq_q], DType::F32).unwrap();
+                let scratch = Tensor::zeros(&ctx, [4096], DType::F32).unwrap();
+                for lse in [None, Some(lse.view())] {
+                    let args = AttentionArgs {
+                        lse,
+                        scratch: Some(scratch.buffer()),
+                        ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+                    };
+                    plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Workgroup memory stays within what every device has.
+#[test]
+fn portable_kernels_fit_sixteen_kibibytes() {
+    let caps = Caps::minimum();
+    for d in 1..=256 {
+        let s = AttentionShape::self_attention(1, 100, 1, d);
+        let plan = Attention::default().design(&caps, s).unwrap();
+        let wgsl = plan.wgsl().remove(0);
+        let value = |name: &str| {
+            let head = format!("const {name}: u32 = ");
+            let line = wgsl.lines().find_map(|l| l.strip_prefix(&head)).unwrap();
+            line.split('u').next().unwrap().parse::<u32>().unwrap()
+        };
+        assert!(value("TILE_K") * (value("D4") + value("DV4")) * 16 <= 16_384, "head_dim {d}");
+        assert!(value("WORKGROUP") <= 256);
+    }
+}
+
+struct Tensors {
+    q: Tensor<4>,
+    k: Tensor<4>,
+    o: Tensor<4>,
+    lse: Tensor<3>,
+}
+
+fn tensors(ctx: &Context) -> Tensors {
+    let zeros = |shape| Tensor::zeros(ctx, shape, DType::F32).unwrap();
+    Tensors {
+        q: zeros([1, 5, 4, 8]),
+        k: zeros([1, 7, 2, 8]),
+        o: zeros([1, 5, 4, 8]),
+        lse: Tensor::zeros(ctx, [1, 4, 5], DType::F32).unwrap(),
+    }
+}
+
+const SHAPE: AttentionShape = AttentionShape {
+    batch: 1,
+    seq_q: 5,
+    seq_k: 7,
+    heads: 4,
+    heads_kv: 2,
+    head_dim: 8,
+    head_dim_v: 8,
+};
+
+/// The error of encoding with changed arguments.
+fn refused<'a>(
+    ctx: &Context,
+    plan: &AttentionPlan,
+    t: &'a Tensors,
+    change: impl FnOnce(&mut AttentionArgs<'a>),
+) -> Error {
+    let mut args = AttentionArgs::new(t.q.view(), t.k.view(), t.k.view(), t.o.view());
+    args.lse = Some(t.lse.view());
+    change(&mut args);
+    plan.encode(ctx, &mut encoder(ctx), &args).unwrap_err()
+}
+
+/// Each bad input, its error, and words that the message must have. Run with `--nocapture` for the
+/// list.
+#[test]
+fn bad_input() {
+    let ctx = noop();
+    let plan = Attention::default().plan(&ctx, SHAPE).unwrap();
+    let t = tensors(&ctx);
+    let mut list: Vec<(&str, Error, &[&str])> = Vec::new();
+
+    // plan: sizes and options
+    let planned = |shape: AttentionShape| Attention::default().plan(&ctx, shape).unwrap_err();
+    list.push((
+        "head_dim 0",
+        planned(AttentionShape { head_dim: 0, ..SHAPE }),
+        &["head_dim", "1 to 256", "got 0"],
+    ));
+    list.push((
+        "head_dim 257",
+        planned(AttentionShape { head_dim: 257, ..SHAPE }),
+        &["1 to 256", "got 257"],
+    ));
+    list.push((
+        "no heads",
+        planned(AttentionShape { heads: 0, ..SHAPE }),
+        &["heads", "at least 1", "got 0"],
+    ));
+    list.push((
+        "heads not divisible",
+        planned(AttentionShape { heads: 5, ..SHAPE }),
+        &["heads", "a multiple of heads_kv = 2", "got 5"],
+    ));
+    for (name, scale) in [("NaN scale", f32::NAN), ("infinite scale", f32::INFINITY)] {
+        let error =
+            Attention { scale: Some(scale), ..Default::default() }.plan(&ctx, SHAPE).unwrap_err();
+        list.push((name, error, &["scale", "a finite number"]));
+    }
+    list.push((
+        "sizes past u32",
+        planned(AttentionShape { batch: 1 << 16, seq_q: 1 << 16, ..SHAPE }),
+        &["elements in one tensor", "137438953472", "4294967295"],
+    ));
+    let most = 1 << 30;
+    list.push((
+        "sizes past u64",
+        planned(AttentionShape {
+            batch: u32::MAX,
+            seq_q: most,
+            seq_k: most,
+            heads: u32::MAX,
+            heads_kv: 1,
+            ..SHAPE
+        }),
+        &["elements in one tensor", "18446744073709551615"],
+    ));
+    let tiles = Some(Tiles { workgroup: 4096, queries: 1, block_k: 1 });
+    let error = Attention { tiles, ..Default::default() }.plan(&ctx, SHAPE).unwrap_err();
+    list.push(("tiles too large", error, &["tiles", "at most 256", "4096"]));
+    let mut counted = ctx.caps.clone();
+    counted.loop_trips = 60_000;
+    let error = Attention::default()
+        .plan(&ctx.with_caps(counted), AttentionShape { seq_k: 1 << 27, ..SHAPE })
+        .unwrap_err();
+    list.push((
+        "more keys than the driver's loops",
+        error,
+        &["keys in one pass on this driver", "134217728"],
+    ));
+    let unfused = Attention { algorithm: Algorithm::Unfused, ..Default::default() };
+    let error =
+        unfused.plan(&ctx, AttentionShape { seq_q: 20_000, seq_k: 20_000, ..SHAPE }).unwrap_err();
+    list.push((
+        "scores past a binding",
+        error,
+        &["bytes of stored scores", "6400000000", "134217728"],
+    ));
+
+    // encode: views
+    list.push((
+        "mismatched shape",
+        refused(&ctx, &plan, &t, |a| a.k = t.q.view()),
+        &["k", "expected [1, 7, 2, 8]", "got [1, 5, 4, 8]"],
+    ));
+    let half = Tensor::<4>::zeros(&ctx, [1, 7, 2, 8], DType::F16).unwrap();
+    list.push((
+        "another element type",
+        refused(&ctx, &plan, &t, |a| a.v = half.view()),
+        &["v", "expected elements of type f32, got f16"],
+    ));
+    list.push((
+        "a view past its buffer",
+        refused(&ctx, &plan, &t, |a| a.q.layout.offset = 1),
+        &["q", "ends at byte 644", "its buffer at byte 640"],
+    ));
+    list.push((
+        "last stride not 1",
+        refused(&ctx, &plan, &t, |a| {
+            a.q.layout = Layout::contiguous([1, 4, 8, 5]).permuted([0, 3, 1, 2]);
+        }),
+        &["q", "contiguous last axis", "[160, 1, 40, 5]"],
+    ));
+    list.push((
+        "strides past u64",
+        refused(&ctx, &plan, &t, |a| a.q.layout.strides[1] = u64::MAX),
+        &["q", "ends at byte 18446744073709551615", "its buffer at byte 640"],
+    ));
+    list.push((
+        "output overlapping an input",
+        refused(&ctx, &plan, &t, |a| a.o = t.q.view()),
+        &["output o shares its buffer with q"],
+    ));
+    list.push((
+        "output written twice",
+        refused(&ctx, &plan, &t, |a| a.o.layout.strides[1] = 0),
+        &["o", "whose elements do not overlap"],
+    ));
+    list.push((
+        "scratch missing",
+        {
+            let plan = unfused.plan(&ctx, SHAPE).unwrap();
+            refused(&ctx, &plan, &t, |_| {})
+        },
+        &["scratch", "560 bytes", "none given"],
+    ));
+    let buffer = |size, usage| {
+        ctx.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
+    };
+    let tiny = buffer(64, wgpu::BufferUsages::STORAGE);
+    list.push((
+        "scratch too small",
+        {
+            let plan = unfused.plan(&ctx, SHAPE).unwrap();
+            refused(&ctx, &plan, &t, |a| a.scratch = Some(&tiny))
+        },
+        &["scratch", "560", "64"],
+    ));
+
+    // tensors
+    let odd = buffer(30, wgpu::BufferUsages::STORAGE);
+    let error = TensorView::new(&odd, Layout::contiguous([15]), DType::F16).unwrap_err();
+    list.push(("f16 buffer of odd bytes", error, &["a multiple of 4", "got 30"]));
+    let plain = buffer(64, wgpu::BufferUsages::COPY_DST);
+    let error = TensorView::new(&plain, Layout::contiguous([4]), DType::F32).unwrap_err();
+    list.push(("buffer without STORAGE", error, &["lacks usage", "STORAGE"]));
+    let error = Tensor::<2>::zeros(&ctx, [1 << 20, 1 << 20], DType::F32).unwrap_err();
+    list.push((
+        "tensor larger than a buffer",
+        error,
+        &["bytes in one buffer", "4398046511104", "268435456"],
+    ));
+    let error = Tensor::<3>::zeros(&ctx, [u32::MAX; 3], DType::F32).unwrap_err();
+    list.push(("tensor past u64", error, &["bytes", "18446744073709551615"]));
+    let error = Tensor::upload(&ctx, [4], &[0f32; 3]).unwrap_err();
+    list.push(("data of another length", error, &["4 elements", "got 3"]));
+    let error = t.q.download::<half::f16>(&ctx).unwrap_err();
+    list.push(("download as another type", error, &["expected elements of type f32, got f16"]));
+    let mut caps = ctx.caps.clone();
+    caps.binding_size = 256;
+    let small = ctx.with_caps(caps);
+    let error = refused(&small, &Attention::default().plan(&small, SHAPE).unwrap(), &t, |_| {});
+    list.push((
+        "a view past the binding limit",
+        error,
+        &["bytes spanned by one tensor", "640", "256"],
+    ));
+    let portable = noop_without_subgroups();
+    let error = portable.with_tier(Tier::Subgroup).unwrap_err();
+    list.push(("a tier that the device lacks", error, &["lacks", "SUBGROUP"]));
+
+    for (name, error, words) in &list {
+        let message = error.to_string();
+        println!("{name:36} {message}");
+        for word in *words {
+            assert!(message.contains(word), "{name}: {message:?} does not say {word:?}");
+        }
+    }
+}
+
+fn noop_without_subgroups() -> Context {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    Context::from_wgpu(device, queue)
+}
+
+#[test]
+fn each_error_is_its_own_variant() {
+    let ctx = noop();
+    let t = tensors(&ctx);
+    let plan = Attention::default().plan(&ctx, SHAPE).unwrap();
+    let shared =
+        refused(&ctx, &plan, &t, |a| a.o = t.k.view_as(t.o.view().layout).unwrap_or(t.q.view()));
+    assert!(matches!(shared, Error::SharedBuffer { .. }), "{shared:?}");
+    let range = refused(&ctx, &plan, &t, |a| a.o.layout.offset = 4);
+    assert!(matches!(range, Error::OutOfRange { .. }), "{range:?}");
+    let strides = refused(&ctx, &plan, &t, |a| a.o.layout.strides[2] = 0);
+    assert!(matches!(strides, Error::Strides { .. }), "{strides:?}");
+    let limit = Tensor::<1>::zeros(&ctx, [u32::MAX], DType::F32).unwrap_err();
+    assert!(matches!(limit, Error::Limit { .. }), "{limit:?}");
+}
+
+#[test]
+fn a_destroyed_device_is_an_error_everywhere() {
+    let ctx = noop();
+    let t = tensors(&ctx);
+    let plan = Attention::default().plan(&ctx, SHAPE).unwrap();
+    ctx.device.destroy();
+    let lost = |result: Result<(), Error>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::DeviceLost { .. }), "{error:?}");
+    };
+    lost(Tensor::<1>::zeros(&ctx, [4], DType::F32).map(drop));
+    lost(
+        Attention::default()
+            .plan(&ctx, AttentionShape { head_dim: 12, head_dim_v: 12, ..SHAPE })
+            .map(drop),
+    );
+    let args = AttentionArgs::new(t.q.view(), t.k.view(), t.k.view(), t.o.view());
+    lost(plan.encode(&ctx, &mut encoder(&ctx), &args));
+    lost(t.q.download::<f32>(&ctx).map(drop));
+    // and a new context works
+    let again = noop();
+    Attention::default().plan(&again, SHAPE).unwrap();
+}
+
+#[test]
+fn empty_problems_encode_nothing() {
+    let ctx = noop();
+    for (batch, seq_q) in [(0, 5), (1, 0)] {
+        let shape = AttentionShape { batch, seq_q, ..SHAPE };
+        let plan = Attention::default().plan(&ctx, shape).unwrap();
+        let zeros = |shape| Tensor::<4>::zeros(&ctx, shape, DType::F32).unwrap();
+        let (q, k) = (zeros([batch, seq_q, 4, 8]), zeros([batch, 7, 2, 8]));
+        let o = zeros([batch, seq_q, 4, 8]);
+        let args = AttentionArgs::new(q.view(), k.view(), k.view(), o.view());
+        plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap();
+        assert_eq!(o.shape(), [batch, seq_q, 4, 8]);
+    }
+}
+
+#[test]
+fn kernels_are_compiled_once() {
+    let ctx = noop();
+    Attention::default().plan(&ctx, SHAPE).unwrap();
+    let first = ctx.compiled_kernels();
+    // another length, another scale: the same text
+    let longer = AttentionShape { seq_q: 500, seq_k: 700, ..SHAPE };
+    Attention { scale: Some(2.0), ..Default::default() }.plan(&ctx.clone(), longer).unwrap();
+    assert_eq!(ctx.compiled_kernels(), first);
+}
+
+#[test]
+fn a_context_crosses_threads() {
+    fn both<T: Send + Sync + Clone>() {}
+    both::<Context>();
+    let ctx = noop();
+    std::thread::scope(|scope| {
+        for d in [8, 16, 24] {
+            let ctx = &ctx;
+            scope.spawn(move || {
+                Attention::default().plan(ctx, AttentionShape { head_dim: d, ..SHAPE }).unwrap();
+            });
+        }
+    });
+}
