@@ -5,5 +5,7 @@
 //! order that the operator documents.
 
 mod attention;
+mod fft;
 
 pub use attention::attention;
+pub use fft::dft;

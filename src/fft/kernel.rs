@@ -1,0 +1,417 @@
+//! The WGSL of one pass: `shaders/fft/pass.wgsl` with its loads, stages and stores written out.
+
+use std::fmt::Write as _;
+
+use super::{
+    codelet::Codelet,
+    recipe::{Pairing, Pass},
+    tables::{digits, entries, exponents},
+};
+use crate::{
+    Caps,
+    shader::{Key, source},
+};
+
+/// How a side of a pass lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    /// One complex number at a time.
+    Single,
+    /// The two numbers of a `vec4` are neighbours, and start at an even place.
+    Pair,
+    /// The points that an invocation holds are neighbours and even in number (one stage only).
+    Run,
+    /// Real numbers, one at a time.
+    Real,
+}
+
+/// Where the input is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Origin {
+    /// The caller's, read only.
+    Input,
+    /// Scratch, which shares its buffer with the output.
+    Scratch,
+    /// The output itself.
+    InPlace,
+}
+
+/// Everything that changes the text of a pass.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    pub(crate) pass: Pass,
+    pub(crate) origin: Origin,
+    pub(crate) input: Access,
+    pub(crate) output: Access,
+    /// Rows lie along the fast axis, see the shader.
+    pub(crate) rows_fast: bool,
+    /// The input is the first half of a Hermitian spectrum.
+    pub(crate) hermitian: bool,
+    /// Swap real and imaginary parts on load: the inverse of `x` is the swapped forward transform
+    /// of the swapped `x`.
+    pub(crate) swap_in: bool,
+    /// Multiply by a table on load, and take points past the input's length as zero.
+    pub(crate) table_in: bool,
+    /// Swap before the table on store.
+    pub(crate) swap_before: bool,
+    /// Multiply by a table on store.
+    pub(crate) table_out: bool,
+    /// Swap after the table on store.
+    pub(crate) swap_after: bool,
+    /// Store only the first `out_len` points.
+    pub(crate) limit: bool,
+    /// Multiply by `scale` on store.
+    pub(crate) scale: bool,
+}
+
+impl Variant {
+    /// Whether points can be loaded by `vec4`.
+    pub(crate) fn plain_input(&self) -> bool {
+        !self.hermitian && !self.table_in && self.input != Access::Real
+    }
+
+    /// Whether points can be stored by `vec4`.
+    pub(crate) fn plain_output(&self) -> bool {
+        !self.table_out && !self.limit && self.output != Access::Real
+    }
+
+    pub(crate) fn key(&self, caps: &Caps) -> Key {
+        let pass = &self.pass;
+        let (lanes, slots) = (pass.lanes(), pass.slots(caps));
+        // neighbouring invocations should touch neighbouring memory
+        let lane_fast = self.input != Access::Pair || pass.pairing == Pairing::Points;
+        let u = |n: u32| format!("{n}u");
+        Key {
+            source: source!("fft/pass.wgsl"),
+            entry: "fft_pass",
+            spec: vec![
+                ("LANES", u(lanes)),
+                ("SLOTS", u(slots)),
+                ("SHARED", u(pass.shared().max(1))),
+                ("RADIX", u(pass.radix)),
+                ("PAIR_ROWS", (pass.pairing == Pairing::Rows).to_string()),
+                ("ROWS_FAST", self.rows_fast.to_string()),
+                ("LANE_FAST", lane_fast.to_string()),
+                ("HERMITIAN", self.hermitian.to_string()),
+                ("SWAP_IN", self.swap_in.to_string()),
+                ("TABLE_IN", self.table_in.to_string()),
+                ("SWAP_BEFORE", self.swap_before.to_string()),
+                ("TABLE_OUT", self.table_out.to_string()),
+                ("SWAP_AFTER", self.swap_after.to_string()),
+                ("LIMIT", self.limit.to_string()),
+                ("SCALE", self.scale.to_string()),
+                ("BINDINGS", self.bindings()),
+                ("BODY", self.body()),
+            ],
+            tensors: vec![],
+        }
+    }
+
+    fn bindings(&self) -> String {
+        let cell = |access| match access {
+            Access::Single => "vec2<f32>",
+            Access::Pair | Access::Run => "vec4<f32>",
+            Access::Real => "f32",
+        };
+        let get = |name: &str, access| match access {
+            Access::Single => format!("return {name}[i];"),
+            Access::Pair | Access::Run => {
+                format!("let v = {name}[i >> 1u]; return select(v.xy, v.zw, (i & 1u) == 1u);")
+            }
+            Access::Real => format!("return vec2<f32>({name}[i], 0.0);"),
+        };
+        let put = match self.output {
+            Access::Single => "dst[i] = x;",
+            Access::Pair | Access::Run => {
+                "let h = 2u * (i & 1u); dst[i >> 1u][h] = x.x; dst[i >> 1u][h + 1u] = x.y;"
+            }
+            Access::Real => "dst[i] = x.x;",
+        };
+        let mut out = String::new();
+        let (name, access) = match self.origin {
+            Origin::Input => ("src", Some("read")),
+            Origin::Scratch => ("src", Some("read_write")),
+            Origin::InPlace => ("dst", None),
+        };
+        if let Some(access) = access {
+            let cell = cell(self.input);
+            let _ =
+                writeln!(out, "@group(0) @binding(1) var<storage, {access}> src: array<{cell}>;");
+        }
+        let _ = writeln!(
+            out,
+            "@group(0) @binding(2) var<storage, read_write> dst: array<{}>;",
+            cell(self.output)
+        );
+        let _ = writeln!(out, "fn src_get(i: u32) -> vec2<f32> {{ {} }}", get(name, self.input));
+        let _ = writeln!(out, "fn dst_put(i: u32, x: vec2<f32>) {{ {put} }}");
+        out
+    }
+
+    /// From the first load to the last store.
+    fn body(&self) -> String {
+        let pass = &self.pass;
+        let mut out = String::new();
+        let mut p = 1;
+        let mut table = 0;
+        for (s, &r) in pass.stages.iter().enumerate() {
+            let last = s + 1 == pass.stages.len();
+            let busy = pass.butterflies(r);
+            let idle = busy < pass.lanes();
+            let _ = writeln!(out, "    // stage {s}: radix {r}");
+            let lane = if idle { format!("min(lane, {}u)", busy - 1) } else { "lane".into() };
+            let e = format!("s{s}_e");
+            match pass.pairing {
+                Pairing::Points => writeln!(out, "    let {e} = 2u * {lane};"),
+                Pairing::Rows => writeln!(out, "    let {e} = {lane};"),
+            }
+            .ok();
+            if s == 0 {
+                self.load(&mut out, r);
+                if pass.p > 1 {
+                    self.pass_twiddles(&mut out, r);
+                }
+            } else {
+                self.exchange_in(&mut out, s, r, p, table);
+                table += (p / if pass.pairing == Pairing::Points { 2 } else { 1 })
+                    * entries(r, pass.pairing);
+            }
+            let results = Codelet::new(r).wgsl(&format!("s{s}_"), &mut out);
+            if last {
+                self.store(&mut out, s, p, idle.then_some(busy), &results);
+            } else {
+                self.exchange_out(&mut out, s, r, p, idle.then_some(busy), &results);
+            }
+            p *= r;
+        }
+        out
+    }
+
+    /// The points of stage 0, `s0_i0 ...`.
+    fn load(&self, out: &mut String, r: u32) {
+        let pass = &self.pass;
+        let m = pass.radix / r;
+        let name = if pass.p > 1 { "s0_x" } else { "s0_i" };
+        let source = if self.origin == Origin::InPlace { "dst" } else { "src" };
+        let swap = if self.swap_in { ".yxwz" } else { "" };
+        match (self.input, pass.pairing) {
+            (Access::Run, _) => {
+                for j in (0..r).step_by(2) {
+                    let k = j + 1;
+                    let _ = writeln!(out, "    let s0_a{j} = {source}[(in0 + {j}u) >> 1u]{swap};");
+                    let _ = writeln!(out, "    let s0_b{j} = {source}[(in1 + {j}u) >> 1u]{swap};");
+                    let _ = writeln!(out, "    let {name}{j} = vec4<f32>(s0_a{j}.xy, s0_b{j}.xy);");
+                    let _ = writeln!(out, "    let {name}{k} = vec4<f32>(s0_a{j}.zw, s0_b{j}.zw);");
+                }
+            }
+            (Access::Pair, Pairing::Points) => {
+                for j in 0..r {
+                    let c = j * m;
+                    let _ = writeln!(
+                        out,
+                        "    let {name}{j} = {source}[(in0 + s0_e + {c}u) >> 1u]{swap};"
+                    );
+                }
+            }
+            (Access::Pair, Pairing::Rows) => {
+                for j in 0..r {
+                    let c = j * m;
+                    let _ = writeln!(
+                        out,
+                        "    let {name}{j} = {source}[(in0 + (t0 + (s0_e + {c}u) * params.m) * params.in_step) >> 1u]{swap};"
+                    );
+                }
+            }
+            (_, Pairing::Points) => {
+                for j in 0..r {
+                    let c = j * m;
+                    let _ = writeln!(
+                        out,
+                        "    let {name}{j} = vec4<f32>(fetch(in0, s0_e + {c}u), fetch(in0, s0_e + {}u));",
+                        c + 1
+                    );
+                }
+            }
+            (_, Pairing::Rows) => {
+                for j in 0..r {
+                    let _ = writeln!(out, "    let s0_o{j} = (s0_e + {}u) * params.m;", j * m);
+                    let _ = writeln!(
+                        out,
+                        "    let {name}{j} = vec4<f32>(fetch(in0, t0 + s0_o{j}), fetch(in1, t1 + s0_o{j}));"
+                    );
+                }
+            }
+        }
+    }
+
+    /// `s0_i = s0_x w_{pR}^{kj}` before a later pass.
+    fn pass_twiddles(&self, out: &mut String, r: u32) {
+        let pass = &self.pass;
+        let m = pass.radix / r;
+        for j in 0..r {
+            let at = format!("params.twiddle + (s0_e + {}u) * params.p", j * m);
+            let w = if !self.rows_fast {
+                format!("table_get({at} + k0).xyxy")
+            } else if pass.p.is_multiple_of(2) && pass.m.is_multiple_of(2) {
+                format!("table[({at} + k0) >> 1u]")
+            } else {
+                format!("vec4<f32>(table_get({at} + k0), table_get({at} + k1))")
+            };
+            let _ = writeln!(out, "    let s0_i{j} = multiply(s0_x{j}, {w});");
+        }
+    }
+
+    /// The points of a later stage from workgroup memory, times their twiddles.
+    fn exchange_in(&self, out: &mut String, s: usize, r: u32, p: u32, table: u32) {
+        let pass = &self.pass;
+        let (m, count) = (pass.radix / r, entries(r, pass.pairing));
+        let points = pass.pairing == Pairing::Points;
+        // in the last stage every row is below p
+        let k = if m == p { format!("s{s}_e") } else { format!("(s{s}_e % {p}u)") };
+        let row = if points { format!("({k} >> 1u)") } else { k };
+        let _ = writeln!(out, "    let s{s}_w = params.stages + {table}u + {row} * {count}u;");
+        for (i, e) in exponents(r).into_iter().enumerate() {
+            if points {
+                let _ = writeln!(out, "    let s{s}_w{e} = table[s{s}_w + {i}u];");
+            } else {
+                if i % 2 == 0 {
+                    let _ = writeln!(out, "    let s{s}_p{i} = table[s{s}_w + {}u];", i / 2);
+                }
+                let half = if i % 2 == 0 { "xyxy" } else { "zwzw" };
+                let _ = writeln!(out, "    let s{s}_w{e} = s{s}_p{}.{half};", i - i % 2);
+            }
+        }
+        let a = digits(r);
+        for j in 0..r {
+            let at = if points {
+                format!("(s{s}_e + {}u) >> 1u", j * m)
+            } else {
+                format!("s{s}_e + {}u", j * m)
+            };
+            let x = format!("shared_points[base + ({at})]");
+            let (low, high) = (j % a, j / a * a);
+            let w = match (low, high) {
+                (0, 0) => None,
+                (0, e) | (e, 0) => Some(format!("s{s}_w{e}")),
+                _ => Some(format!("multiply(s{s}_w{low}, s{s}_w{high})")),
+            };
+            let value = w.map_or(x.clone(), |w| format!("multiply({x}, {w})"));
+            let _ = writeln!(out, "    let s{s}_i{j} = {value};");
+        }
+    }
+
+    /// The results of a stage into workgroup memory, for the next.
+    fn exchange_out(
+        &self,
+        out: &mut String,
+        s: usize,
+        r: u32,
+        p: u32,
+        busy: Option<u32>,
+        results: &[String],
+    ) {
+        if s > 0 {
+            // everyone has read the points that are overwritten now
+            let _ = writeln!(out, "    workgroupBarrier();");
+        }
+        if let Some(busy) = busy {
+            let _ = writeln!(out, "    if lane < {busy}u {{");
+        }
+        let e = format!("s{s}_e");
+        let points = self.pass.pairing == Pairing::Points;
+        if p == 1 {
+            let _ = writeln!(out, "    let s{s}_d = {e} * {r}u;");
+        } else {
+            let _ = writeln!(out, "    let s{s}_d = ({e} / {p}u) * {}u + {e} % {p}u;", p * r);
+        }
+        if points && p == 1 {
+            for j in (0..r as usize).step_by(2) {
+                let (x, y) = (&results[j], &results[j + 1]);
+                let _ = writeln!(
+                    out,
+                    "    shared_points[base + ((s{s}_d + {j}u) >> 1u)] = vec4<f32>({x}.xy, {y}.xy);"
+                );
+                let _ = writeln!(
+                    out,
+                    "    shared_points[base + ((s{s}_d + {}u) >> 1u)] = vec4<f32>({x}.zw, {y}.zw);",
+                    r as usize + j
+                );
+            }
+        } else {
+            let half = if points { " >> 1u" } else { "" };
+            for (j, x) in results.iter().enumerate() {
+                let _ = writeln!(
+                    out,
+                    "    shared_points[base + ((s{s}_d + {}u){half})] = {x};",
+                    j as u32 * p
+                );
+            }
+        }
+        if busy.is_some() {
+            let _ = writeln!(out, "    }}");
+        }
+        let _ = writeln!(out, "    workgroupBarrier();");
+    }
+
+    /// The results of the last stage to memory.
+    fn store(&self, out: &mut String, s: usize, p: u32, busy: Option<u32>, results: &[String]) {
+        let guard = busy.map_or(String::new(), |busy| format!(" && lane < {busy}u"));
+        let _ = writeln!(out, "    if live{guard} {{");
+        let e = format!("s{s}_e");
+        let at = |j: usize| j as u32 * p;
+        match (self.output, self.pass.pairing) {
+            (Access::Run, _) => {
+                for (row, half) in [("out0", "xy"), ("out1", "zw")] {
+                    if row == "out1" {
+                        let _ = writeln!(out, "    if both {{");
+                    }
+                    for j in (0..results.len()).step_by(2) {
+                        let (x, y) = (&results[j], &results[j + 1]);
+                        let _ = writeln!(
+                            out,
+                            "    dst[({row} + {j}u) >> 1u] = finish(vec4<f32>({x}.{half}, {y}.{half}));"
+                        );
+                    }
+                }
+                let _ = writeln!(out, "    }}");
+            }
+            (Access::Pair, Pairing::Points) => {
+                for (j, x) in results.iter().enumerate() {
+                    let _ =
+                        writeln!(out, "    dst[(out0 + {e} + {}u) >> 1u] = finish({x});", at(j));
+                }
+            }
+            (Access::Pair, Pairing::Rows) => {
+                for (j, x) in results.iter().enumerate() {
+                    let _ = writeln!(
+                        out,
+                        "    dst[(out0 + (o0 + ({e} + {}u) * params.p) * params.out_step) >> 1u] = finish({x});",
+                        at(j)
+                    );
+                }
+            }
+            (_, Pairing::Points) => {
+                for (j, x) in results.iter().enumerate() {
+                    let _ = writeln!(out, "    put(out0, {e} + {}u, {x}.xy);", at(j));
+                    let _ = writeln!(out, "    put(out0, {e} + {}u, {x}.zw);", at(j) + 1);
+                }
+            }
+            (_, Pairing::Rows) => {
+                for (row, first, half) in [("out0", "o0", "xy"), ("out1", "o1", "zw")] {
+                    if row == "out1" {
+                        let _ = writeln!(out, "    if both {{");
+                    }
+                    for (j, x) in results.iter().enumerate() {
+                        let _ = writeln!(
+                            out,
+                            "    put({row}, {first} + ({e} + {}u) * params.p, {x}.{half});",
+                            at(j)
+                        );
+                    }
+                }
+                let _ = writeln!(out, "    }}");
+            }
+        }
+        let _ = writeln!(out, "    }}");
+    }
+}

@@ -1,0 +1,919 @@
+//! Fourier transforms of any length, one- and two-dimensional, complex and real, in batches.
+//!
+//! `X[k] = s * sum_j x[j] exp(-+ 2 pi i j k / n)`, minus forward, plus inverse, output in natural
+//! order. The factor `s` is 1 unless [`Normalization`] says otherwise.
+//!
+//! Lengths whose prime factors are at most 13 (31 on a CPU) are transformed directly, in one pass
+//! over memory up to the length that a workgroup holds (1024 or more) and two to 2^20; others by
+//! Bluestein's convolution, four or so times dearer. Twiddle factors are computed in f64 and
+//! rounded once.
+//!
+//! ```no_run
+//! use tilewise::{Context, DType, Tensor, fft::{Fft, FftArgs}};
+//! # fn main() -> tilewise::Result<()> {
+//! let ctx = Context::new_blocking()?;
+//! let (batch, n) = (8, 1000);
+//! // complex numbers are pairs (re, im); a one-dimensional transform has 1 row
+//! let x = Tensor::upload(&ctx, [batch, 1, n, 2], &vec![1.0f32; (batch * n * 2) as usize])?;
+//! let y = Tensor::zeros(&ctx, [batch, 1, n, 2], DType::F32)?;
+//! let plan = Fft { shape: [1, n], ..Default::default() }.plan(&ctx, batch)?;
+//! let mut encoder = ctx.device.create_command_encoder(&Default::default());
+//! plan.encode(&ctx, &mut encoder, &FftArgs { input: x.view(), output: y.view(), scratch: None })?;
+//! ctx.queue.submit([encoder.finish()]);
+//! let spectrum: Vec<f32> = y.download(&ctx)?;
+//! # Ok(()) }
+//! ```
+
+mod codelet;
+mod kernel;
+mod recipe;
+mod tables;
+
+use crate::{
+    Caps, Context, DType, Error, Result, TensorView,
+    dispatch::{Bound, Resource, dispatch, fold},
+    shader::Key,
+};
+use kernel::{Access, Origin, Variant};
+use recipe::{Pairing, Pass, Recipe};
+use tables::Tables;
+
+const OP: &str = "fft";
+
+/// The longest transform along one axis.
+pub const MAX_LENGTH: u32 = 1 << 24;
+
+/// The sign of the exponent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// `exp(-2 pi i j k / n)`
+    #[default]
+    Forward,
+    /// `exp(+2 pi i j k / n)`
+    Inverse,
+}
+
+/// The factor that the result is multiplied by, in either direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Normalization {
+    /// 1: forward, then inverse, multiplies by the number of points.
+    #[default]
+    None,
+    /// 1 over the square root of the number of points: the transform is unitary.
+    Unitary,
+    /// 1 over the number of points: what an inverse needs after an unnormalised forward.
+    ByLength,
+}
+
+/// What is transformed. The element type is f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fft {
+    /// Points along the two axes, each 1 to [`MAX_LENGTH`]; `[1, n]` for one-dimensional
+    /// transforms. Of real data, the number of real points.
+    pub shape: [u32; 2],
+    /// The sign of the exponent.
+    pub direction: Direction,
+    /// The factor.
+    pub normalization: Normalization,
+    /// Forward: from real numbers to the first `shape[1] / 2 + 1` columns of their spectrum, which
+    /// determine the others. Inverse: from those columns to real numbers; along the second axis
+    /// the imaginary parts of point 0, and of point `n / 2` for even `n`, are taken as zero.
+    pub real: bool,
+}
+
+impl Default for Fft {
+    /// A forward, complex, unnormalised transform of one point.
+    fn default() -> Self {
+        Self {
+            shape: [1, 1],
+            direction: Direction::Forward,
+            normalization: Normalization::None,
+            real: false,
+        }
+    }
+}
+
+/// A compiled transform; encode it as often as you like.
+#[derive(Debug)]
+pub struct FftPlan {
+    fft: Fft,
+    batch: u32,
+    caps: Caps,
+    design: Design,
+    tables: wgpu::Buffer,
+}
+
+/// What a transform reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct FftArgs<'a> {
+    /// `[batch, shape[0], shape[1], 2]`, pairs (re, im); forward and real: `[.., shape[1], 1]`;
+    /// inverse and real: `[.., shape[1] / 2 + 1, 2]`. Any strides; pairs start at an even element.
+    pub input: TensorView<'a, 4>,
+    /// As `input`, for the result. Complex to complex may be in place: the same view as `input`.
+    pub output: TensorView<'a, 4>,
+    /// [`FftPlan::scratch_bytes`] bytes with usage `STORAGE`; `None` if that is 0. A buffer apart
+    /// from the others; its contents are lost.
+    pub scratch: Option<&'a wgpu::Buffer>,
+}
+
+/// Where a pass reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    Input,
+    Output,
+    /// One of two parts of the scratch buffer.
+    Scratch(usize),
+}
+
+/// A pass on its axis, with all that the transform needs before and after it.
+#[derive(Clone, Debug)]
+struct Step {
+    pass: Pass,
+    axis: usize,
+    from: Place,
+    to: Place,
+    /// Points along both axes of what is read and written.
+    in_dims: [u32; 2],
+    out_dims: [u32; 2],
+    real_in: bool,
+    real_out: bool,
+    hermitian: bool,
+    swap_in: bool,
+    swap_before: bool,
+    swap_after: bool,
+    table_in: Option<u32>,
+    table_out: Option<u32>,
+    limit: bool,
+    /// Length of the transform along the axis, before any padding.
+    n: u32,
+    twiddle: u32,
+    stages: u32,
+    scale: f32,
+}
+
+impl Step {
+    /// Whether every workgroup writes just the points that it read.
+    fn in_place(&self) -> bool {
+        let complex = !self.real_in && !self.real_out && !self.hermitian;
+        complex && self.in_dims == self.out_dims && (self.pass.m == 1 || self.pass.m == self.pass.p)
+    }
+
+    /// Rows, or pairs of rows, in a self.
+    fn units(&self, batch: u32) -> u64 {
+        let axes = self.axes(batch, Strides::dense(self.in_dims), Strides::dense(self.out_dims));
+        let fast =
+            if self.pass.pairing == Pairing::Rows { axes.fast.div_ceil(2) } else { axes.fast };
+        u64::from(fast).saturating_mul(axes.slow.into()).saturating_mul(axes.batch.into())
+    }
+
+    fn groups(&self, batch: u32, caps: &Caps) -> u64 {
+        self.units(batch).div_ceil(self.pass.slots(caps).into())
+    }
+
+    fn axes(&self, batch: u32, input: Strides, output: Strides) -> Axes {
+        let (other, m) = (1 - self.axis, self.pass.m);
+        let count = self.out_dims[other];
+        let rows = (m, 0, 0);
+        let others = (count, input.axes[other], output.axes[other]);
+        let batches = (batch, input.batch, output.batch);
+        let alone = (1, 0, 0);
+        let nested = |wide: u32, inner: u32| wide == inner.wrapping_mul(count);
+        let rows_fast = m > 1 && self.axis == 1;
+        let [fast, slow, outer] = if rows_fast {
+            [rows, others, batches]
+        } else if m > 1 {
+            [others, rows, batches]
+        } else if count == 1 {
+            [batches, alone, alone]
+        } else if batch > 1
+            && nested(input.batch, input.axes[other])
+            && nested(output.batch, output.axes[other])
+            && count.checked_mul(batch).is_some()
+        {
+            [(count * batch, others.1, others.2), alone, alone]
+        } else {
+            [others, alone, batches]
+        };
+        // a stride that is never used must not spoil an alignment
+        let used = |(n, i, o): (u32, u32, u32)| if n > 1 { (i, o) } else { (0, 0) };
+        let ((in_fast, out_fast), (in_slow, out_slow), (in_batch, out_batch)) =
+            (used(fast), used(slow), used(outer));
+        Axes {
+            rows_fast,
+            fast: fast.0,
+            slow: slow.0,
+            batch: outer.0,
+            input: [input.axes[self.axis], in_fast, in_slow, in_batch, input.offset],
+            output: [output.axes[self.axis], out_fast, out_slow, out_batch, output.offset],
+        }
+    }
+
+    /// The kernel of a step, and its axes, for these strides.
+    fn variant(
+        &self,
+        batch: u32,
+        input: Strides,
+        output: Strides,
+        in_place: bool,
+    ) -> (Variant, Axes) {
+        let axes = self.axes(batch, input, output);
+        let pass = &self.pass;
+        let scratch = |place: Place| matches!(place, Place::Scratch(_));
+        let mut variant = Variant {
+            pass: pass.clone(),
+            origin: if in_place {
+                Origin::InPlace
+            } else if scratch(self.from) && scratch(self.to) {
+                Origin::Scratch
+            } else {
+                Origin::Input
+            },
+            input: if self.real_in { Access::Real } else { Access::Single },
+            output: if self.real_out { Access::Real } else { Access::Single },
+            rows_fast: axes.rows_fast,
+            hermitian: self.hermitian,
+            swap_in: self.swap_in,
+            table_in: self.table_in.is_some(),
+            swap_before: self.swap_before,
+            table_out: self.table_out.is_some(),
+            swap_after: self.swap_after,
+            limit: self.limit,
+            scale: self.scale != 1.0,
+        };
+        let access = |[step, fast, slow, batch, offset]: [u32; 5], rows_even: bool| {
+            let even = |strides: &[u32]| strides.iter().all(|s| s.is_multiple_of(2));
+            match pass.pairing {
+                Pairing::Points if step == 1 && even(&[fast, slow, batch, offset]) => Access::Pair,
+                Pairing::Rows
+                    if axes.rows_fast && step == 1 && rows_even && even(&[slow, batch, offset]) =>
+                {
+                    Access::Pair
+                }
+                Pairing::Rows
+                    if !axes.rows_fast
+                        && fast == 1
+                        && axes.fast.is_multiple_of(2)
+                        && even(&[step, slow, batch, offset]) =>
+                {
+                    Access::Pair
+                }
+                Pairing::Rows
+                    if pass.m == 1
+                        && pass.stages.len() == 1
+                        && pass.radix.is_multiple_of(2)
+                        && step == 1
+                        && even(&[fast, slow, batch, offset]) =>
+                {
+                    Access::Run
+                }
+                _ => Access::Single,
+            }
+        };
+        let m_even = pass.m.is_multiple_of(2);
+        if variant.plain_input() {
+            variant.input = access(axes.input, m_even);
+        }
+        if variant.plain_output() {
+            variant.output = access(axes.output, m_even && pass.p.is_multiple_of(2));
+        }
+        // one binding has one element type
+        if in_place && variant.input != variant.output {
+            (variant.input, variant.output) = (Access::Single, Access::Single);
+        }
+        (variant, axes)
+    }
+}
+
+/// All that planning decides; needs no device.
+#[derive(Debug, Default)]
+struct Design {
+    steps: Vec<Step>,
+    tables: Tables,
+    /// Bytes of the two parts of scratch.
+    scratch: [u64; 2],
+}
+
+/// Must match `Params` of `shaders/fft/pass.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    units: u32,
+    fast_units: u32,
+    fast: u32,
+    slow: u32,
+    in_offset: u32,
+    in_step: u32,
+    in_fast: u32,
+    in_slow: u32,
+    in_batch: u32,
+    in_len: u32,
+    out_offset: u32,
+    out_step: u32,
+    out_fast: u32,
+    out_slow: u32,
+    out_batch: u32,
+    out_len: u32,
+    m: u32,
+    p: u32,
+    twiddle: u32,
+    stages: u32,
+    table_in: u32,
+    table_out: u32,
+    n: u32,
+    scale: f32,
+}
+
+/// Strides of batch, rows and columns in numbers, and the first number, from the binding's start.
+#[derive(Clone, Copy, Debug)]
+struct Strides {
+    batch: u32,
+    axes: [u32; 2],
+    offset: u32,
+}
+
+impl Strides {
+    fn dense(dims: [u32; 2]) -> Self {
+        // a binding spans less than 2^32 numbers, so what is used fits
+        Self { batch: dims[0].wrapping_mul(dims[1]), axes: [dims[1], 1], offset: 0 }
+    }
+}
+
+impl Fft {
+    /// Checks the sizes, chooses the passes and compiles their kernels.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a length of 0 or above [`MAX_LENGTH`], [`Error::Limit`] if a table or
+    /// the number of workgroups is beyond the device, [`Error::Compile`], [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn plan(&self, ctx: &Context, batch: u32) -> Result<FftPlan> {
+        for (length, what) in self.shape.into_iter().zip(["shape[0]", "shape[1]"]) {
+            if length == 0 || length > MAX_LENGTH {
+                return Err(Error::shape(OP, what, format!("1 to {MAX_LENGTH}"), length));
+            }
+        }
+        let design = self.design(batch, &ctx.caps);
+        let bytes = design.tables.bytes();
+        if bytes.len() as u64 > ctx.caps.binding_size {
+            return Err(Error::Limit {
+                op: OP,
+                what: "bytes of twiddle factors",
+                need: bytes.len() as u64,
+                limit: ctx.caps.binding_size,
+            });
+        }
+        let tables = ctx.table(OP, bytes)?;
+        let plan = FftPlan { fft: *self, batch, caps: ctx.caps.clone(), design, tables };
+        for step in &plan.design.steps {
+            fold(OP, step.groups(batch, &ctx.caps), &ctx.caps)?;
+        }
+        for key in plan.keys() {
+            ctx.kernel(key)?;
+        }
+        Ok(plan)
+    }
+
+    /// Points along the axes of the input (`of_input`) or output.
+    fn dims(&self, of_input: bool) -> [u32; 2] {
+        let [rows, columns] = self.shape;
+        let half = self.real && (of_input == (self.direction == Direction::Inverse));
+        [rows, if half { columns / 2 + 1 } else { columns }]
+    }
+
+    /// Numbers in the last axis of the input (`of_input`) or output: 2 complex, 1 real.
+    fn parts(&self, of_input: bool) -> u32 {
+        if self.real && (of_input == (self.direction == Direction::Forward)) { 1 } else { 2 }
+    }
+
+    /// Passes, tables and places. Pure.
+    fn design(&self, batch: u32, caps: &Caps) -> Design {
+        let inverse = self.direction == Direction::Inverse;
+        let mut design = Design::default();
+        // the axis that is real on one side comes first from it and last to it
+        let order = if self.real && inverse { [0, 1] } else { [1, 0] };
+        for axis in order {
+            // one pass at least, to copy, scale, or turn real into complex
+            if self.shape[axis] > 1 || (axis == 1 && (self.real || self.shape == [1, 1])) {
+                self.add_axis(&mut design, axis, caps);
+            }
+        }
+        let points = f64::from(self.shape[0]) * f64::from(self.shape[1]);
+        let scale = match self.normalization {
+            Normalization::None => 1.0,
+            Normalization::Unitary => 1.0 / points.sqrt(),
+            Normalization::ByLength => 1.0 / points,
+        };
+        if let Some(first) = design.steps.first_mut() {
+            first.swap_in = inverse;
+        }
+        if let Some(last) = design.steps.last_mut() {
+            last.swap_after ^= inverse;
+            #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+            let scale = scale as f32;
+            last.scale = scale;
+        }
+        self.place(&mut design, batch);
+        design
+    }
+
+    /// Appends the passes along one axis.
+    fn add_axis(&self, design: &mut Design, axis: usize, caps: &Caps) {
+        let inverse = self.direction == Direction::Inverse;
+        let n = self.shape[axis];
+        let real = self.real && axis == 1;
+        let before = design.steps.last().map_or(self.dims(true), |s| s.out_dims);
+        let with = |length: u32| {
+            let mut dims = before;
+            dims[axis] = length;
+            dims
+        };
+        let after = with(if real && !inverse { n / 2 + 1 } else { n });
+        let (length, passes, convolution) = match Recipe::new(n, axis == 1, caps) {
+            Recipe::Direct(passes) => (n, passes, false),
+            Recipe::Bluestein { m, passes } => (m, passes, true),
+        };
+        let once = passes.len();
+        let total = if convolution { 2 * once } else { once };
+        for (i, pass) in passes.iter().cycle().take(total).enumerate() {
+            let (first, last) = (i == 0, i + 1 == total);
+            // the convolution turns round: product with the kernel's spectrum, then an inverse
+            let middle = convolution && i + 1 == once;
+            let tables = &mut design.tables;
+            let step = Step {
+                axis,
+                from: Place::Input,
+                to: Place::Output,
+                in_dims: if first { before } else { with(length) },
+                out_dims: if last { after } else { with(length) },
+                real_in: first && real && !inverse,
+                real_out: last && real && inverse,
+                hermitian: first && real && inverse,
+                swap_in: false,
+                swap_before: last && convolution,
+                swap_after: middle,
+                table_in: (first && convolution).then(|| tables.chirp(n)),
+                table_out: if middle {
+                    Some(tables.kernel(n, length))
+                } else {
+                    (last && convolution).then(|| tables.chirp(n))
+                },
+                limit: last && (convolution || (real && !inverse)),
+                n,
+                twiddle: if pass.p > 1 { tables.pass(pass) } else { 0 },
+                stages: if pass.stages.len() > 1 { tables.stages(pass) } else { 0 },
+                scale: 1.0,
+                pass: pass.clone(),
+            };
+            design.steps.push(step);
+        }
+    }
+
+    /// Chooses where each pass writes, and sizes the scratch.
+    fn place(&self, design: &mut Design, batch: u32) {
+        let steps = &mut design.steps;
+        let out_dims = self.dims(false);
+        let out_complex = self.parts(false) == 2;
+        let mut from = Place::Input;
+        for i in 0..steps.len() {
+            let last = i + 1 == steps.len();
+            let rest_in_place = steps[i + 1..].iter().all(Step::in_place);
+            let step = &mut steps[i];
+            let fits_output = out_complex && step.out_dims == out_dims;
+            step.from = from;
+            step.to = match from {
+                _ if last => Place::Output,
+                Place::Input if step.in_place() && fits_output && rest_in_place => Place::Output,
+                Place::Output | Place::Scratch(_) if step.in_place() => from,
+                Place::Scratch(0) => Place::Scratch(1),
+                _ => Place::Scratch(0),
+            };
+            if let Place::Scratch(part) = step.to {
+                let [rows, columns] = step.out_dims.map(u64::from);
+                let bytes = (8 * rows * columns).saturating_mul(batch.into());
+                // both parts start where any device can bind
+                let aligned = bytes.checked_next_multiple_of(256).unwrap_or(u64::MAX);
+                design.scratch[part] = design.scratch[part].max(aligned);
+            }
+            from = step.to;
+        }
+    }
+}
+
+impl FftPlan {
+    /// What is transformed.
+    pub fn fft(&self) -> Fft {
+        self.fft
+    }
+
+    /// Number of transforms.
+    pub fn batch(&self) -> u32 {
+        self.batch
+    }
+
+    /// Bytes of scratch that [`FftArgs::scratch`] must have; 0 for most one-pass transforms.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.design.scratch[0].saturating_add(self.design.scratch[1])
+    }
+
+    /// Number of dispatches.
+    pub fn passes(&self) -> usize {
+        self.design.steps.len()
+    }
+
+    /// The text of each kernel, for dense views.
+    pub fn wgsl(&self) -> Vec<String> {
+        self.keys().iter().map(Key::wgsl).collect()
+    }
+
+    /// File, entry point and constants of each kernel, for profilers.
+    pub fn label(&self) -> String {
+        self.keys().iter().map(Key::label).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Keys of the kernels, in order, for dense views.
+    fn keys(&self) -> Vec<Key> {
+        self.design
+            .steps
+            .iter()
+            .map(|step| {
+                let (input, output) = (Strides::dense(step.in_dims), Strides::dense(step.out_dims));
+                let (variant, _) = step.variant(self.batch, input, output, step.from == step.to);
+                variant.key(&self.caps)
+            })
+            .collect()
+    }
+
+    /// Records the kernels into the caller's encoder, in a compute pass of their own; submits
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`FftPlan::encode_pass`].
+    pub fn encode(
+        &self,
+        ctx: &Context,
+        encoder: &mut wgpu::CommandEncoder,
+        args: &FftArgs<'_>,
+    ) -> Result<()> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
+        self.encode_pass(ctx, &mut pass, args)
+    }
+
+    /// Records the kernels into the caller's compute pass; submits nothing. Nothing is recorded if
+    /// an argument is refused.
+    ///
+    /// Views that are not dense, or in place, may need another kernel than the one compiled by
+    /// [`Fft::plan`]: the first such call compiles it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
+    /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
+    /// [`Error::SharedBuffer`] for an output that shares its buffer with the input without being
+    /// the same view, or with scratch, [`Error::Argument`] for missing scratch, [`Error::Limit`]
+    /// for a view that the device cannot bind, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn encode_pass(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: &FftArgs<'_>,
+    ) -> Result<()> {
+        let shape = |of_input: bool| {
+            let [rows, columns] = self.fft.dims(of_input);
+            [self.batch, rows, columns, self.fft.parts(of_input)]
+        };
+        args.input.expect(OP, "input", shape(true), DType::F32)?;
+        args.output.expect_output(OP, "output", shape(false), DType::F32)?;
+        check_pairs("input", &args.input)?;
+        check_pairs("output", &args.output)?;
+        let scratch = self.check_scratch(args.scratch)?;
+        let steps = &self.design.steps;
+        let shared = args.input.buffer == args.output.buffer;
+        // a first pass that may run in place, or writes to scratch, leaves the input be till read
+        let able = steps.first().is_none_or(|s| s.to != Place::Output || s.in_place());
+        if shared && (args.input.layout != args.output.layout || !able) {
+            return Err(Error::SharedBuffer { op: OP, output: "output", other: "input" });
+        }
+        if let Some(scratch) = scratch {
+            for (other, buffer) in [("input", args.input.buffer), ("output", args.output.buffer)] {
+                if scratch == buffer {
+                    return Err(Error::SharedBuffer { op: OP, output: "scratch", other });
+                }
+            }
+        }
+        if self.batch == 0 {
+            return Ok(());
+        }
+
+        let mut work = Vec::new();
+        for step in steps {
+            let place = |place: Place, dims: [u32; 2]| -> Result<(Resource<'_>, Strides)> {
+                match (place, scratch) {
+                    (Place::Scratch(part), Some(buffer)) => {
+                        let size = self.design.scratch[part];
+                        if size > ctx.caps.binding_size {
+                            let (need, limit) = (size, ctx.caps.binding_size);
+                            return Err(Error::Limit {
+                                op: OP,
+                                what: "bytes of scratch",
+                                need,
+                                limit,
+                            });
+                        }
+                        let binding = wgpu::BufferBinding {
+                            buffer,
+                            offset: if part == 0 { 0 } else { self.design.scratch[0] },
+                            size: wgpu::BufferSize::new(size),
+                        };
+                        Ok((Resource::Buffer(binding), Strides::dense(dims)))
+                    }
+                    (Place::Output, _) => {
+                        Ok(numbers(&args.output, args.output.bind(OP, "output", &ctx.caps)?))
+                    }
+                    _ => Ok(numbers(&args.input, args.input.bind(OP, "input", &ctx.caps)?)),
+                }
+            };
+            let (source, input) = place(step.from, step.in_dims)?;
+            let (target, output) = place(step.to, step.out_dims)?;
+            let in_place = step.from == step.to
+                || (shared && (step.from, step.to) == (Place::Input, Place::Output));
+            let (variant, axes) = step.variant(self.batch, input, output, in_place);
+            let kernel = ctx.kernel(variant.key(&self.caps))?;
+            let groups = fold(OP, step.groups(self.batch, &self.caps), &self.caps)?;
+            let mut resources = vec![target, self.tables.as_entire_binding()];
+            if !in_place {
+                resources.insert(0, source);
+            }
+            work.push((kernel, params(step, &axes), resources, groups));
+        }
+        for (kernel, params, resources, groups) in work {
+            dispatch(ctx, pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, groups)?;
+        }
+        Ok(())
+    }
+
+    fn check_scratch<'a>(
+        &self,
+        scratch: Option<&'a wgpu::Buffer>,
+    ) -> Result<Option<&'a wgpu::Buffer>> {
+        let need = self.scratch_bytes();
+        if need == 0 {
+            return Ok(None);
+        }
+        let Some(buffer) = scratch else {
+            return Err(Error::argument(OP, "scratch", format!("needs {need} bytes, none given")));
+        };
+        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(Error::Usage {
+                op: OP,
+                what: "scratch",
+                missing: wgpu::BufferUsages::STORAGE,
+            });
+        }
+        if buffer.size() < need {
+            return Err(Error::OutOfRange {
+                op: OP,
+                what: "scratch",
+                end: need,
+                size: buffer.size(),
+            });
+        }
+        Ok(Some(buffer))
+    }
+}
+
+/// The axes of a step: counts, and strides along `[step, fast, slow, batch, offset]`.
+#[derive(Clone, Copy, Debug)]
+struct Axes {
+    rows_fast: bool,
+    fast: u32,
+    slow: u32,
+    batch: u32,
+    input: [u32; 5],
+    output: [u32; 5],
+}
+
+fn params(step: &Step, axes: &Axes) -> Params {
+    let pass = &step.pass;
+    let fast_units = if pass.pairing == Pairing::Rows { axes.fast.div_ceil(2) } else { axes.fast };
+    let [in_step, in_fast, in_slow, in_batch, in_offset] = axes.input;
+    let [out_step, out_fast, out_slow, out_batch, out_offset] = axes.output;
+    Params {
+        // `fold` has made sure that it fits
+        units: fast_units * axes.slow * axes.batch,
+        fast_units,
+        fast: axes.fast,
+        slow: axes.slow,
+        in_offset,
+        in_step,
+        in_fast,
+        in_slow,
+        in_batch,
+        in_len: step.n,
+        out_offset,
+        out_step,
+        out_fast,
+        out_slow,
+        out_batch,
+        out_len: step.out_dims[step.axis],
+        m: pass.m,
+        p: pass.p,
+        twiddle: step.twiddle,
+        stages: step.stages,
+        table_in: step.table_in.unwrap_or(0),
+        table_out: step.table_out.unwrap_or(0),
+        n: step.n,
+        scale: step.scale,
+    }
+}
+
+/// Complex numbers are addressed as pairs.
+fn check_pairs(what: &'static str, view: &TensorView<'_, 4>) -> Result<()> {
+    if view.layout.shape[3] == 1 {
+        return Ok(());
+    }
+    let axes = (0..3).filter(|&a| view.layout.shape[a] > 1).map(|a| view.layout.strides[a]);
+    match axes.chain([view.layout.offset]).find(|s| !s.is_multiple_of(2)) {
+        None => Ok(()),
+        Some(got) => Err(Error::Misaligned {
+            op: OP,
+            what,
+            quantity: "each stride and the offset, in elements, of pairs (re, im)",
+            multiple: 2,
+            got,
+        }),
+    }
+}
+
+/// A bound view, its strides counted in the numbers it holds.
+fn numbers<'a>(view: &TensorView<'a, 4>, bound: Bound<'a>) -> (Resource<'a>, Strides) {
+    let parts = view.layout.shape[3];
+    let [batch, rows, columns, _] = view.strides_u32().map(|s| s / parts);
+    (bound.resource, Strides { batch, axes: [rows, columns], offset: bound.offset / parts })
+}
+
+#[cfg(test)]
+#[path = "../../tests/common/reflect.rs"]
+mod reflect;
+
+#[cfg(test)]
+#[path = "../../tests/common/uniformity.rs"]
+mod uniformity;
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn params_match_the_shader() {
+        let text = include_str!("../../shaders/fft/pass.wgsl").to_owned()
+            + include_str!("../../shaders/lib/index.wgsl");
+        let module = naga::front::wgsl::parse_str(&text).unwrap();
+        let got = reflect::struct_layout(&module, "Params");
+        let want = [
+            ("units", offset_of!(Params, units)),
+            ("fast_units", offset_of!(Params, fast_units)),
+            ("fast", offset_of!(Params, fast)),
+            ("slow", offset_of!(Params, slow)),
+            ("in_offset", offset_of!(Params, in_offset)),
+            ("in_step", offset_of!(Params, in_step)),
+            ("in_fast", offset_of!(Params, in_fast)),
+            ("in_slow", offset_of!(Params, in_slow)),
+            ("in_batch", offset_of!(Params, in_batch)),
+            ("in_len", offset_of!(Params, in_len)),
+            ("out_offset", offset_of!(Params, out_offset)),
+            ("out_step", offset_of!(Params, out_step)),
+            ("out_fast", offset_of!(Params, out_fast)),
+            ("out_slow", offset_of!(Params, out_slow)),
+            ("out_batch", offset_of!(Params, out_batch)),
+            ("out_len", offset_of!(Params, out_len)),
+            ("m", offset_of!(Params, m)),
+            ("p", offset_of!(Params, p)),
+            ("twiddle", offset_of!(Params, twiddle)),
+            ("stages", offset_of!(Params, stages)),
+            ("table_in", offset_of!(Params, table_in)),
+            ("table_out", offset_of!(Params, table_out)),
+            ("n", offset_of!(Params, n)),
+            ("scale", offset_of!(Params, scale)),
+            ("", size_of::<Params>()),
+        ];
+        assert_eq!(got.len(), want.len());
+        for ((name, offset, _), (want_name, want_offset)) in got.iter().zip(want) {
+            assert_eq!((name.as_str(), *offset as usize), (want_name, want_offset));
+        }
+    }
+
+    #[test]
+    fn passes_hand_over_what_they_write() {
+        for real in [false, true] {
+            for direction in [Direction::Forward, Direction::Inverse] {
+                for shape in [
+                    [1, 1],
+                    [1, 1000],
+                    [1, 37],
+                    [6, 1],
+                    [12, 30],
+                    [67, 71],
+                    [1, 1 << 20],
+                    [1 << 13, 5000],
+                ] {
+                    let fft = Fft { shape, direction, real, ..Default::default() };
+                    let design = fft.design(3, &Caps::minimum());
+                    let steps = &design.steps;
+                    assert_eq!(steps[0].from, Place::Input);
+                    assert_eq!(steps[0].in_dims, fft.dims(true));
+                    assert_eq!(steps.last().unwrap().to, Place::Output);
+                    assert_eq!(steps.last().unwrap().out_dims, fft.dims(false));
+                    for pair in steps.windows(2) {
+                        assert_eq!(
+                            (pair[0].to, pair[0].out_dims),
+                            (pair[1].from, pair[1].in_dims),
+                            "{fft:?}"
+                        );
+                    }
+                    for step in steps {
+                        assert!(step.from != step.to || step.in_place(), "{fft:?}: {step:?}");
+                        if let Place::Scratch(part) = step.to {
+                            let [rows, columns] = step.out_dims.map(u64::from);
+                            assert!(design.scratch[part] >= 3 * 8 * rows * columns);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_is_valid_and_uniform() {
+        let cpu = Caps { cpu: true, workgroup_storage: 32 << 10, ..Caps::minimum() };
+        let mut seen = std::collections::HashSet::new();
+        for caps in [Caps::minimum(), cpu] {
+            for length in [
+                1,
+                2,
+                3,
+                7,
+                8,
+                13,
+                30,
+                31,
+                32,
+                37,
+                48,
+                50,
+                63,
+                64,
+                100,
+                360,
+                1000,
+                1024,
+                4096,
+                1 << 16,
+            ] {
+                for (shape, real) in [
+                    ([1, length], false),
+                    ([1, length], true),
+                    ([length, 4], false),
+                    ([length, 3], true),
+                ] {
+                    for direction in [Direction::Forward, Direction::Inverse] {
+                        let fft =
+                            Fft { shape, direction, real, normalization: Normalization::Unitary };
+                        let design = fft.design(2, &caps);
+                        for step in &design.steps {
+                            // dense and not, in place and not
+                            let dense =
+                                (Strides::dense(step.in_dims), Strides::dense(step.out_dims));
+                            let odd = Strides { offset: 1, ..dense.0 };
+                            for (input, output, in_place) in [
+                                (dense.0, dense.1, false),
+                                (odd, dense.1, false),
+                                (dense.0, dense.1, true),
+                            ] {
+                                if in_place && !step.in_place() {
+                                    continue;
+                                }
+                                let (variant, _) = step.variant(2, input, output, in_place);
+                                let wgsl = variant.key(&caps).wgsl();
+                                if !seen.insert(wgsl.clone()) {
+                                    continue;
+                                }
+                                let report = uniformity::check_source(&wgsl)
+                                    .unwrap_or_else(|e| panic!("{variant:?}: {e}"));
+                                assert!(
+                                    report.barriers.is_empty(),
+                                    "{variant:?}: {:?}",
+                                    report.barriers
+                                );
+                                assert!(report.subgroups.is_empty());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(seen.len() > 300, "only {} kernels", seen.len());
+    }
+}
