@@ -144,10 +144,12 @@ fn put(base: u32, i: u32, x: vec2<f32>) {
 fn fft_pass(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
+    // @generate LANE
     @builtin(local_invocation_index) lid: u32,
 ) {
     let lane = select(lid / SLOTS, lid % LANES, LANE_FAST);
     let slot = select(lid % SLOTS, lid / LANES, LANE_FAST);
+    // @end
     let base = slot * SHARED;
     let unit = group_index(wid, groups) * SLOTS + slot;
     // slots past the end repeat the last row, so that barriers meet everyone, and store nothing

@@ -7,7 +7,7 @@
 use std::{f64::consts::TAU, fmt::Write as _};
 
 /// Longest DFT that is written out.
-pub(crate) const MAX_RADIX: u32 = 32;
+pub(crate) const MAX_RADIX: u32 = 64;
 
 /// One operation on complex values, which are named by number: inputs first, then results.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -101,6 +101,7 @@ impl Variant {
                 ("LIMIT", self.limit.to_string()),
                 ("SCALE", self.scale.to_string()),
                 ("BINDINGS", self.bindings()),
+                ("LANE", self.lane()),
                 ("BODY", self.body()),
             ],
             tensors: vec![],
@@ -148,6 +149,23 @@ impl Variant {
         out
     }
 
+    /// Built-in values, as parameters, and the places that follow from them.
+    fn lane(&self) -> String {
+        if self.pass.subgroup.is_some() {
+            return "    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_id) slot: u32,
+) {
+"
+            .into();
+        }
+        "    @builtin(local_invocation_index) lid: u32,
+) {
+    let lane = select(lid / SLOTS, lid % LANES, LANE_FAST);
+    let slot = select(lid % SLOTS, lid / LANES, LANE_FAST);
+"
+        .into()
+    }
+
     /// From the first load to the last store.
     fn body(&self) -> String {
         let pass = &self.pass;
@@ -178,7 +196,10 @@ impl Variant {
             }
             let results = Codelet::new(r).wgsl(&format!("s{s}_"), &mut out);
             if last {
-                self.store(&mut out, s, p, idle.then_some(busy), &results);
+                self.store(&mut out, &e, p, idle.then_some(busy), &results);
+            } else if let Some(lanes) = pass.subgroup {
+                self.shuffled(&mut out, lanes, &results);
+                break;
             } else {
                 self.exchange_out(&mut out, s, r, p, idle.then_some(busy), &results);
             }
@@ -300,6 +321,83 @@ impl Variant {
         }
     }
 
+    /// The second stage of two, on what the lanes of a subgroup have in registers: lane `l` holds
+    /// row (or pair of rows) `l`; it gets the points `k` that it stores.
+    fn shuffled(&self, out: &mut String, lanes: u32, results: &[String]) {
+        let pass = &self.pass;
+        let [first, last] = [pass.stages[0], pass.stages[1]];
+        let points = pass.pairing == Pairing::Points;
+        let width = if points { 2 } else { 1 };
+        // twiddles, while a register still belongs to one row
+        let names: Vec<String> = self.lane_twiddles(out, first, results);
+        let mut step = 1;
+        while step < lanes {
+            let _ = writeln!(out, "    let odd{step} = (lane & {step}u) != 0u;");
+            step *= 2;
+        }
+        let codelet = Codelet::new(last);
+        for block in 0..first / last {
+            let prefix = format!("b{block}_");
+            let _ = writeln!(out, "    // points from {}", block * last);
+            let transposed: Vec<Vec<String>> = (0..width)
+                .map(|half| {
+                    let registers = (0..lanes)
+                        .map(|r| names[(block * last + width * r + half) as usize].clone())
+                        .collect();
+                    transpose(out, &format!("{prefix}h{half}_"), registers)
+                })
+                .collect();
+            for lane in 0..lanes as usize {
+                if points {
+                    let (x, y) = (&transposed[0][lane], &transposed[1][lane]);
+                    for (j, half) in [(2 * lane, "xy"), (2 * lane + 1, "zw")] {
+                        let _ = writeln!(
+                            out,
+                            "    let {prefix}i{j} = vec4<f32>({x}.{half}, {y}.{half});"
+                        );
+                    }
+                } else {
+                    let _ = writeln!(out, "    let {prefix}i{lane} = {};", transposed[0][lane]);
+                }
+            }
+            let values = codelet.wgsl(&prefix, out);
+            let e = format!("{prefix}e");
+            let _ = writeln!(out, "    let {e} = {width}u * lane + {}u;", block * last);
+            self.store(out, &e, first, None, &values);
+        }
+    }
+
+    /// Multiplies `results[k]` by `w^{q k}`, `q` the lane's row or rows.
+    fn lane_twiddles(&self, out: &mut String, r: u32, results: &[String]) -> Vec<String> {
+        let points = self.pass.pairing == Pairing::Points;
+        let count = entries(r, self.pass.pairing);
+        let _ = writeln!(out, "    let t_w = params.stages + lane * {count}u;");
+        for (i, e) in exponents(r).into_iter().enumerate() {
+            if points {
+                let _ = writeln!(out, "    let t_w{e} = table[t_w + {i}u];");
+            } else {
+                if i % 2 == 0 {
+                    let _ = writeln!(out, "    let t_p{i} = table[t_w + {}u];", i / 2);
+                }
+                let half = if i % 2 == 0 { "xyxy" } else { "zwzw" };
+                let _ = writeln!(out, "    let t_w{e} = t_p{}.{half};", i - i % 2);
+            }
+        }
+        let a = digits(r);
+        (0..r)
+            .map(|k| {
+                let x = &results[k as usize];
+                let w = match (k % a, k / a * a) {
+                    (0, 0) => return x.clone(),
+                    (0, e) | (e, 0) => format!("t_w{e}"),
+                    (low, high) => format!("multiply(t_w{low}, t_w{high})"),
+                };
+                let _ = writeln!(out, "    let t_x{k} = multiply({x}, {w});");
+                format!("t_x{k}")
+            })
+            .collect()
+    }
+
     /// The results of a stage into workgroup memory, for the next.
     fn exchange_out(
         &self,
@@ -354,10 +452,9 @@ impl Variant {
     }
 
     /// The results of the last stage to memory.
-    fn store(&self, out: &mut String, s: usize, p: u32, busy: Option<u32>, results: &[String]) {
+    fn store(&self, out: &mut String, e: &str, p: u32, busy: Option<u32>, results: &[String]) {
         let guard = busy.map_or(String::new(), |busy| format!(" && lane < {busy}u"));
         let _ = writeln!(out, "    if live{guard} {{");
-        let e = format!("s{s}_e");
         let at = |j: usize| j as u32 * p;
         match (self.output, self.pass.pairing) {
             (Access::Run, _) => {
@@ -414,4 +511,25 @@ impl Variant {
         }
         let _ = writeln!(out, "    }}");
     }
+}
+
+/// Register `r` of lane `l` becomes register `l` of lane `r`: exchanges across each bit in turn.
+fn transpose(out: &mut String, prefix: &str, mut registers: Vec<String>) -> Vec<String> {
+    let mut bit = 1;
+    while bit < registers.len() {
+        for i in (0..registers.len()).filter(|i| i & bit == 0) {
+            let (x, y) = (registers[i].clone(), registers[i | bit].clone());
+            let name = format!("{prefix}{bit}_{i}");
+            let _ = writeln!(
+                out,
+                "    let {name}g = subgroupShuffleXor(select({y}, {x}, odd{bit}), {bit}u);"
+            );
+            let _ = writeln!(out, "    let {name}x = select({x}, {name}g, odd{bit});");
+            let _ = writeln!(out, "    let {name}y = select({name}g, {y}, odd{bit});");
+            registers[i] = format!("{name}x");
+            registers[i | bit] = format!("{name}y");
+        }
+        bit *= 2;
+    }
+    registers
 }

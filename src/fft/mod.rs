@@ -405,6 +405,13 @@ impl Fft {
         if let Some(first) = design.steps.first_mut() {
             first.swap_in = inverse;
         }
+        // a half spectrum is completed before its parts are swapped
+        for i in 1..design.steps.len() {
+            if design.steps[i].hermitian {
+                design.steps[i - 1].swap_after ^= true;
+                design.steps[i].swap_in = true;
+            }
+        }
         if let Some(last) = design.steps.last_mut() {
             last.swap_after ^= inverse;
             #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
@@ -459,7 +466,11 @@ impl Fft {
                 limit: last && (convolution || (real && !inverse)),
                 n,
                 twiddle: if pass.p > 1 { tables.pass(pass) } else { 0 },
-                stages: if pass.stages.len() > 1 { tables.stages(pass) } else { 0 },
+                stages: match pass.stages.len() {
+                    1 => 0,
+                    _ if pass.subgroup.is_some() => tables.lanes(pass),
+                    _ => tables.stages(pass),
+                },
                 scale: 1.0,
                 pass: pass.clone(),
             };
@@ -848,8 +859,9 @@ mod tests {
     #[test]
     fn every_kernel_is_valid_and_uniform() {
         let cpu = Caps { cpu: true, workgroup_storage: 32 << 10, ..Caps::minimum() };
+        let lanes8 = Caps { subgroup: Some((8, 8)), tier: crate::Tier::Subgroup, ..cpu.clone() };
         let mut seen = std::collections::HashSet::new();
-        for caps in [Caps::minimum(), cpu] {
+        for caps in [Caps::minimum(), cpu, lanes8] {
             for length in [
                 1,
                 2,

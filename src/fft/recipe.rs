@@ -9,7 +9,7 @@
 //! Bluestein's convolution at a smooth length of at least `2 n - 1`.
 
 use super::codelet::{Codelet, MAX_RADIX};
-use crate::Caps;
+use crate::{Caps, Tier};
 
 /// Two complex numbers share one `vec4<f32>` throughout: which two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,11 +31,17 @@ pub(crate) struct Pass {
     /// Radices whose product is `radix`.
     pub(crate) stages: Vec<u32>,
     pub(crate) pairing: Pairing,
+    /// Two stages that exchange by shuffles within a subgroup of just this size, instead of
+    /// through workgroup memory.
+    pub(crate) subgroup: Option<u32>,
 }
 
 impl Pass {
     /// Invocations that work on one row or pair of rows: butterflies of the busiest stage.
     pub(crate) fn lanes(&self) -> u32 {
+        if let Some(lanes) = self.subgroup {
+            return lanes;
+        }
         self.stages.iter().map(|&r| self.butterflies(r)).max().unwrap_or(1)
     }
 
@@ -48,6 +54,7 @@ impl Pass {
     /// `vec4`s of workgroup memory for one row or pair of rows.
     pub(crate) fn shared(&self) -> u32 {
         match (self.stages.len(), self.pairing) {
+            _ if self.subgroup.is_some() => 0,
             (0 | 1, _) => 0,
             (_, Pairing::Points) => self.radix / 2,
             (_, Pairing::Rows) => self.radix,
@@ -83,8 +90,12 @@ pub(crate) enum Recipe {
 /// What a recipe may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Budget {
-    /// Largest radix of a stage.
+    /// Largest radix of a stage that exchanges through workgroup memory.
     radix: u32,
+    /// Largest radix of a stage that does not.
+    alone: u32,
+    /// Lanes of every subgroup, if passes may exchange by shuffles.
+    subgroup: Option<u32>,
     /// Largest radix of a pass, for either pairing.
     points: u32,
     rows: u32,
@@ -103,7 +114,14 @@ impl Budget {
         Self {
             // a CPU spills registers to its nearest cache at little cost and pays for each
             // exchange through memory; a GPU the other way round
-            radix: if caps.cpu { MAX_RADIX } else { 16 },
+            radix: if caps.cpu { MAX_RADIX / 2 } else { 16 },
+            alone: if caps.cpu { MAX_RADIX } else { 16 },
+            // where a load costs as much as dozens of shuffles; elsewhere workgroup memory is fast
+            // and a subgroup's registers are few
+            subgroup: caps
+                .subgroup
+                .filter(|(min, max)| caps.cpu && caps.tier == Tier::Subgroup && min == max)
+                .map(|(lanes, _)| lanes),
             points: (2 * shared).min(4096),
             rows: shared.min(2048),
             invocations: caps.invocations,
@@ -155,10 +173,12 @@ fn convolution(n: u32, budget: &Budget) -> (u32, Vec<Pass>) {
 /// more on a CPU and less on a GPU.
 fn pass_cost(pass: &Pass, m: u32) -> u64 {
     let rows = u64::from(m / pass.radix);
+    // a shuffle costs a third of a way through workgroup memory
+    let exchanges = if pass.subgroup.is_some() { 16 } else { 10 * pass.stages.len() as u64 + 10 };
     let flops: u64 =
         pass.stages.iter().map(|&r| u64::from(pass.radix / r) * Codelet::new(r).flops()).sum();
     let wasted = if pass.pairing == Pairing::Rows { 2 } else { 1 };
-    rows * (flops + pass.stages.len() as u64 * u64::from(pass.radix) * 40 * wasted)
+    rows * (flops * wasted + exchanges * u64::from(pass.radix) * 2)
 }
 
 /// The passes of a direct transform, `None` if `n` has too large a prime factor.
@@ -181,9 +201,24 @@ fn pass(radix: u32, p: u32, m: u32, contiguous: bool, budget: &Budget) -> Option
     let pairings: &[Pairing] =
         if contiguous { &[Pairing::Points, Pairing::Rows] } else { &[Pairing::Rows] };
     pairings.iter().find_map(|&pairing| {
-        let stages = stages(radix, budget, pairing)?;
-        Some(Pass { radix, p, m, stages, pairing })
+        let by_shuffles = subgroup_stages(radix, budget, pairing);
+        let subgroup = by_shuffles.is_some().then_some(budget.subgroup).flatten();
+        let stages = by_shuffles.or_else(|| stages(radix, budget, pairing))?;
+        Some(Pass { radix, p, m, stages, pairing, subgroup })
     })
+}
+
+/// Two stages such that each lane has as many points as it gets: a stage in registers, a transpose
+/// of lanes and registers, and a stage over what the other lanes had.
+fn subgroup_stages(radix: u32, budget: &Budget, pairing: Pairing) -> Option<Vec<u32>> {
+    let last = budget.subgroup? * if pairing == Pairing::Points { 2 } else { 1 };
+    let first = radix / last;
+    let fits = radix > budget.alone
+        && radix == first * last
+        && first.is_multiple_of(last)
+        && first <= MAX_RADIX
+        && last <= budget.radix;
+    fits.then(|| vec![first, last])
 }
 
 /// The stages of a pass, `None` if it does not fit a workgroup or the pairing.
@@ -195,12 +230,10 @@ fn stages(radix: u32, budget: &Budget, pairing: Pairing) -> Option<Vec<u32>> {
     if radix > largest {
         return None;
     }
-    if radix == 1 {
-        return (pairing == Pairing::Rows).then(|| vec![1]);
-    }
-    // one stage is one invocation, and neighbouring points would be neighbouring radices
-    if pairing == Pairing::Points && radix <= budget.radix {
-        return None;
+    if radix <= budget.alone {
+        // one stage is one invocation, and has no neighbouring points; primes are dear
+        let short = factors(radix, budget.radix, &|_| true).is_some();
+        return (pairing == Pairing::Rows && (radix == 1 || short)).then(|| vec![radix]);
     }
     let stages = factors(radix, budget.radix, &|_| true)?;
     let least = stages.iter().min().copied().unwrap_or(1);
@@ -319,7 +352,8 @@ mod tests {
     #[test]
     fn every_direct_recipe_is_the_dft() {
         let mut direct = 0;
-        for caps in [cpu(), gpu()] {
+        let lanes8 = Caps { subgroup: Some((8, 8)), tier: Tier::Subgroup, ..cpu() };
+        for caps in [cpu(), lanes8, gpu()] {
             for n in (1..=256).chain([512, 1000, 1024, 2048, 2187, 4096, 6561]) {
                 for contiguous in [true, false] {
                     let Recipe::Direct(passes) = Recipe::new(n, contiguous, &caps) else {
@@ -345,7 +379,8 @@ mod tests {
     #[test]
     fn every_pass_fits_its_device() {
         let small = Caps { invocations: 64, workgroup_storage: 8 << 10, ..Caps::minimum() };
-        for caps in [cpu(), gpu(), small] {
+        let lanes8 = Caps { subgroup: Some((8, 8)), tier: Tier::Subgroup, ..cpu() };
+        for caps in [cpu(), lanes8, gpu(), small] {
             for n in (1..3000).chain([4096, 10_007, 1 << 16, 1 << 20, 1_000_003, 3u32.pow(12)]) {
                 for contiguous in [true, false] {
                     let recipe = Recipe::new(n, contiguous, &caps);
@@ -385,6 +420,8 @@ mod tests {
         assert_eq!(stages(1, &cpu()), [[1]]);
         assert_eq!(stages(32, &cpu()), [[32]]);
         assert_eq!(stages(1024, &cpu()), [[32, 32]]);
+        let lanes8 = Caps { subgroup: Some((8, 8)), tier: Tier::Subgroup, ..cpu() };
+        assert_eq!(stages(1024, &lanes8), [[64, 16]]);
         assert_eq!(stages(1024, &gpu()), [[16, 8, 8]]);
         assert_eq!(stages(1 << 20, &cpu()).len(), 2);
         assert_eq!(stages(31, &cpu()), [[31]]);

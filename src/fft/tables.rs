@@ -18,6 +18,7 @@ pub(crate) struct Tables {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Kind {
     Stages(Vec<u32>, Pairing),
+    Lanes { stages: Vec<u32>, pairing: Pairing },
     Pass { p: u32, radix: u32 },
     Chirp(u32),
     Kernel { n: u32, m: u32 },
@@ -94,6 +95,35 @@ impl Tables {
                     }
                 }
                 p *= r;
+            }
+            out
+        }) / 2
+    }
+
+    /// Twiddles between two stages that exchange by shuffles, in `vec4`s: for each lane the
+    /// `exponents` of its row (or pair of rows) `q`, `w^{q e}`.
+    pub(crate) fn lanes(&mut self, pass: &Pass) -> u32 {
+        let (stages, pairing) = (pass.stages.clone(), pass.pairing);
+        self.table(Kind::Lanes { stages, pairing }, || {
+            let [first, last] = [pass.stages[0], pass.stages[1]];
+            let w = |q: u32, e: u32| root((q * e) as usize, pass.radix as usize);
+            let mut out = Vec::new();
+            match pairing {
+                Pairing::Points => {
+                    for q in (0..last).step_by(2) {
+                        out.extend(
+                            exponents(first).into_iter().flat_map(|e| [w(q, e), w(q + 1, e)]),
+                        );
+                    }
+                }
+                Pairing::Rows => {
+                    for q in 0..last {
+                        out.extend(exponents(first).into_iter().map(|e| w(q, e)));
+                        if exponents(first).len() % 2 == 1 {
+                            out.push((0.0, 0.0));
+                        }
+                    }
+                }
             }
             out
         }) / 2
@@ -185,7 +215,7 @@ mod tests {
 
     #[test]
     fn two_digits_give_every_twiddle() {
-        for r in 2..=32 {
+        for r in 2..=64 {
             let (a, loaded) = (digits(r), exponents(r));
             for j in 1..r {
                 let parts = [j % a, j / a * a];
