@@ -5,14 +5,15 @@
 // exp(-2 pi i (t mod p) j / (p RADIX)), and writes points (t - t mod p) RADIX + t mod p + k p.
 // Rows lie along the fast axis (ROWS_FAST) or the slow one; with m = 1 there is one row, t = 0,
 // and both axes are other axes of the data.
-// A slot takes one row, its points two to a vec4 (re, im, re, im), or with PAIR_ROWS two
-// neighbours along the fast axis, one in each half of every vec4.
+// A slot takes REPEAT units, one after another. A unit is one row, its points two to a vec4 (re,
+// im, re, im), or with PAIR_ROWS two neighbours along the fast axis, one in each half of every vec4.
 // src, dst: complex numbers (re, im), or real ones; strides in numbers. Always the forward sign:
 // an inverse swaps re and im on load and on store.
 // Stages follow Stockham (van Loan 1992, Computational Frameworks for the FFT, section 1.7).
 // The host writes BINDINGS and BODY (src/fft/kernel.rs); here they are for a DFT of two points.
 const LANES: u32 = 1u; // @spec
 const SLOTS: u32 = 64u; // @spec
+const REPEAT: u32 = 1u; // @spec
 const SHARED: u32 = 1u; // @spec
 const RADIX: u32 = 2u; // @spec
 const PAIR_ROWS: bool = true; // @spec
@@ -151,40 +152,44 @@ fn fft_pass(
     let slot = select(lid % SLOTS, lid / LANES, LANE_FAST);
     // @end
     let base = slot * SHARED;
-    let unit = group_index(wid, groups) * SLOTS + slot;
-    // slots past the end repeat the last row, so that barriers meet everyone, and store nothing
-    let live = unit < params.units;
-    let u = min(unit, params.units - 1u);
-    let f = u % params.fast_units;
-    let s = (u / params.fast_units) % params.slow;
-    let b = u / (params.fast_units * params.slow);
-    let f0 = select(f, 2u * f, PAIR_ROWS);
-    let f1 = min(f0 + 1u, params.fast - 1u);
-    let both = f1 > f0;
-    let t0 = select(select(0u, s, params.m > 1u), f0, ROWS_FAST);
-    let t1 = select(t0, f1, ROWS_FAST);
-    let k0 = t0 % params.p;
-    let k1 = t1 % params.p;
-    let o0 = (t0 - k0) * RADIX + k0;
-    let o1 = (t1 - k1) * RADIX + k1;
-    // rows are no axis of the data
-    let in_rest = params.in_offset + b * params.in_batch + s * params.in_slow;
-    let out_rest = params.out_offset + b * params.out_batch + s * params.out_slow;
-    let in0 = in_rest + f0 * params.in_fast;
-    let in1 = in_rest + f1 * params.in_fast;
-    let out0 = out_rest + f0 * params.out_fast;
-    let out1 = out_rest + f1 * params.out_fast;
-    // @generate BODY
-    let o = params.m;
-    let x0 = vec4<f32>(fetch(in0, t0), fetch(in1, t1));
-    let x1 = vec4<f32>(fetch(in0, t0 + o), fetch(in1, t1 + o));
-    if live {
-        put(out0, o0, x0.xy + x1.xy);
-        put(out0, o0 + params.p, x0.xy - x1.xy);
-        if both {
-            put(out1, o1, x0.zw + x1.zw);
-            put(out1, o1 + params.p, x0.zw - x1.zw);
-        }
-    }
+    // @generate BEFORE
     // @end
+    for (var turn = 0u; turn < REPEAT; turn++) {
+        let unit = (group_index(wid, groups) * SLOTS + slot) * REPEAT + turn;
+        // slots past the end repeat the last row, so that barriers meet everyone, and store nothing
+        let live = unit < params.units;
+        let u = min(unit, params.units - 1u);
+        let f = u % params.fast_units;
+        let s = (u / params.fast_units) % params.slow;
+        let b = u / (params.fast_units * params.slow);
+        let f0 = select(f, 2u * f, PAIR_ROWS);
+        let f1 = min(f0 + 1u, params.fast - 1u);
+        let both = f1 > f0;
+        let t0 = select(select(0u, s, params.m > 1u), f0, ROWS_FAST);
+        let t1 = select(t0, f1, ROWS_FAST);
+        let k0 = t0 % params.p;
+        let k1 = t1 % params.p;
+        let o0 = (t0 - k0) * RADIX + k0;
+        let o1 = (t1 - k1) * RADIX + k1;
+        // rows are no axis of the data
+        let in_rest = params.in_offset + b * params.in_batch + s * params.in_slow;
+        let out_rest = params.out_offset + b * params.out_batch + s * params.out_slow;
+        let in0 = in_rest + f0 * params.in_fast;
+        let in1 = in_rest + f1 * params.in_fast;
+        let out0 = out_rest + f0 * params.out_fast;
+        let out1 = out_rest + f1 * params.out_fast;
+        // @generate BODY
+        let o = params.m;
+        let x0 = vec4<f32>(fetch(in0, t0), fetch(in1, t1));
+        let x1 = vec4<f32>(fetch(in0, t0 + o), fetch(in1, t1 + o));
+        if live {
+            put(out0, o0, x0.xy + x1.xy);
+            put(out0, o0 + params.p, x0.xy - x1.xy);
+            if both {
+                put(out1, o1, x0.zw + x1.zw);
+                put(out1, o1 + params.p, x0.zw - x1.zw);
+            }
+        }
+        // @end
+    }
 }

@@ -40,6 +40,8 @@ pub(crate) enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
     pub(crate) pass: Pass,
+    /// Units that a slot takes.
+    pub(crate) repeat: u32,
     pub(crate) origin: Origin,
     pub(crate) input: Access,
     pub(crate) output: Access,
@@ -87,6 +89,7 @@ impl Variant {
             spec: vec![
                 ("LANES", u(lanes)),
                 ("SLOTS", u(slots)),
+                ("REPEAT", u(self.repeat)),
                 ("SHARED", u(pass.shared().max(1))),
                 ("RADIX", u(pass.radix)),
                 ("PAIR_ROWS", (pass.pairing == Pairing::Rows).to_string()),
@@ -102,6 +105,7 @@ impl Variant {
                 ("SCALE", self.scale.to_string()),
                 ("BINDINGS", self.bindings()),
                 ("LANE", self.lane()),
+                ("BEFORE", self.before()),
                 ("BODY", self.body()),
             ],
             tensors: vec![],
@@ -151,10 +155,13 @@ impl Variant {
 
     /// Built-in values, as parameters, and the places that follow from them.
     fn lane(&self) -> String {
-        if self.pass.subgroup.is_some() {
-            return "    @builtin(subgroup_invocation_id) lane: u32,
-    @builtin(subgroup_id) slot: u32,
+        if self.pass.shuffle.is_some() {
+            return "    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_size) subgroup_size: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
 ) {
+    let lane = subgroup_lane % LANES;
+    let slot = subgroup * (subgroup_size / LANES) + subgroup_lane / LANES;
 "
             .into();
         }
@@ -164,6 +171,21 @@ impl Variant {
     let slot = select(lid % SLOTS, lid / LANES, LANE_FAST);
 "
         .into()
+    }
+
+    /// What is the same for every unit.
+    fn before(&self) -> String {
+        let pass = &self.pass;
+        let mut out = String::from("    // once for all units\n");
+        if let Some(lanes) = pass.shuffle {
+            self.lane_twiddles(&mut out, pass.stages[0]);
+            let mut bit = 1;
+            while bit < lanes {
+                let _ = writeln!(out, "    let odd{bit} = (lane & {bit}u) != 0u;");
+                bit *= 2;
+            }
+        }
+        out
     }
 
     /// From the first load to the last store.
@@ -197,7 +219,7 @@ impl Variant {
             let results = Codelet::new(r).wgsl(&format!("s{s}_"), &mut out);
             if last {
                 self.store(&mut out, &e, p, idle.then_some(busy), &results);
-            } else if let Some(lanes) = pass.subgroup {
+            } else if let Some(lanes) = pass.shuffle {
                 self.shuffled(&mut out, lanes, &results);
                 break;
             } else {
@@ -226,21 +248,24 @@ impl Variant {
                 }
             }
             (Access::Pair, Pairing::Points) => {
+                let _ = writeln!(out, "    let s0_h = (in0 + s0_e) >> 1u;");
                 for j in 0..r {
-                    let c = j * m;
-                    let _ = writeln!(
-                        out,
-                        "    let {name}{j} = {source}[(in0 + s0_e + {c}u) >> 1u]{swap};"
-                    );
+                    let _ =
+                        writeln!(out, "    let {name}{j} = {source}[s0_h + {}u]{swap};", j * m / 2);
                 }
             }
             (Access::Pair, Pairing::Rows) => {
+                // both even, so that halves add up
+                let _ = writeln!(
+                    out,
+                    "    let s0_h0 = (in0 + (t0 + s0_e * params.m) * params.in_step) >> 1u;"
+                );
+                let _ = writeln!(out, "    let s0_hd = ({m}u * params.m * params.in_step) >> 1u;");
                 for j in 0..r {
-                    let c = j * m;
-                    let _ = writeln!(
-                        out,
-                        "    let {name}{j} = {source}[(in0 + (t0 + (s0_e + {c}u) * params.m) * params.in_step) >> 1u]{swap};"
-                    );
+                    if j > 0 {
+                        let _ = writeln!(out, "    let s0_h{j} = s0_h{} + s0_hd;", j - 1);
+                    }
+                    let _ = writeln!(out, "    let {name}{j} = {source}[s0_h{j}]{swap};");
                 }
             }
             (_, Pairing::Points) => {
@@ -329,12 +354,17 @@ impl Variant {
         let points = pass.pairing == Pairing::Points;
         let width = if points { 2 } else { 1 };
         // twiddles, while a register still belongs to one row
-        let names: Vec<String> = self.lane_twiddles(out, first, results);
-        let mut step = 1;
-        while step < lanes {
-            let _ = writeln!(out, "    let odd{step} = (lane & {step}u) != 0u;");
-            step *= 2;
-        }
+        let names: Vec<String> = results
+            .iter()
+            .enumerate()
+            .map(|(k, x)| {
+                if k == 0 {
+                    return x.clone();
+                }
+                let _ = writeln!(out, "    let t_x{k} = multiply({x}, t_w{k});");
+                format!("t_x{k}")
+            })
+            .collect();
         let codelet = Codelet::new(last);
         for block in 0..first / last {
             let prefix = format!("b{block}_");
@@ -367,8 +397,8 @@ impl Variant {
         }
     }
 
-    /// Multiplies `results[k]` by `w^{q k}`, `q` the lane's row or rows.
-    fn lane_twiddles(&self, out: &mut String, r: u32, results: &[String]) -> Vec<String> {
+    /// `t_wk = w^{q k}`, `q` the lane's row or rows.
+    fn lane_twiddles(&self, out: &mut String, r: u32) {
         let points = self.pass.pairing == Pairing::Points;
         let count = entries(r, self.pass.pairing);
         let _ = writeln!(out, "    let t_w = params.stages + lane * {count}u;");
@@ -384,18 +414,10 @@ impl Variant {
             }
         }
         let a = digits(r);
-        (0..r)
-            .map(|k| {
-                let x = &results[k as usize];
-                let w = match (k % a, k / a * a) {
-                    (0, 0) => return x.clone(),
-                    (0, e) | (e, 0) => format!("t_w{e}"),
-                    (low, high) => format!("multiply(t_w{low}, t_w{high})"),
-                };
-                let _ = writeln!(out, "    let t_x{k} = multiply({x}, {w});");
-                format!("t_x{k}")
-            })
-            .collect()
+        for k in (1..r).filter(|k| k % a != 0 && k / a != 0) {
+            let (low, high) = (k % a, k / a * a);
+            let _ = writeln!(out, "    let t_w{k} = multiply(t_w{low}, t_w{high});");
+        }
     }
 
     /// The results of a stage into workgroup memory, for the next.
@@ -473,18 +495,23 @@ impl Variant {
                 let _ = writeln!(out, "    }}");
             }
             (Access::Pair, Pairing::Points) => {
+                let _ = writeln!(out, "    let {e}_h = (out0 + {e}) >> 1u;");
                 for (j, x) in results.iter().enumerate() {
-                    let _ =
-                        writeln!(out, "    dst[(out0 + {e} + {}u) >> 1u] = finish({x});", at(j));
+                    let _ = writeln!(out, "    dst[{e}_h + {}u] = finish({x});", at(j) / 2);
                 }
             }
             (Access::Pair, Pairing::Rows) => {
+                let _ = writeln!(
+                    out,
+                    "    let {e}_h0 = (out0 + (o0 + {e} * params.p) * params.out_step) >> 1u;"
+                );
+                let _ =
+                    writeln!(out, "    let {e}_hd = ({p}u * params.p * params.out_step) >> 1u;");
                 for (j, x) in results.iter().enumerate() {
-                    let _ = writeln!(
-                        out,
-                        "    dst[(out0 + (o0 + ({e} + {}u) * params.p) * params.out_step) >> 1u] = finish({x});",
-                        at(j)
-                    );
+                    if j > 0 {
+                        let _ = writeln!(out, "    let {e}_h{j} = {e}_h{} + {e}_hd;", j - 1);
+                    }
+                    let _ = writeln!(out, "    dst[{e}_h{j}] = finish({x});");
                 }
             }
             (_, Pairing::Points) => {

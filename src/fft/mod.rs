@@ -166,8 +166,16 @@ impl Step {
         u64::from(fast).saturating_mul(axes.slow.into()).saturating_mul(axes.batch.into())
     }
 
+    /// Units that a slot takes one after another, so that twiddles are loaded once for all.
+    fn repeat(&self, batch: u32) -> u32 {
+        // enough workgroups for every core of a CPU first
+        let most = (self.units(batch) / 256).clamp(1, 8);
+        if self.pass.shuffle.is_some() { u32::try_from(most).unwrap_or(1) } else { 1 }
+    }
+
     fn groups(&self, batch: u32, caps: &Caps) -> u64 {
-        self.units(batch).div_ceil(self.pass.slots(caps).into())
+        let slots = u64::from(self.pass.slots(caps)) * u64::from(self.repeat(batch));
+        self.units(batch).div_ceil(slots)
     }
 
     fn axes(&self, batch: u32, input: Strides, output: Strides) -> Axes {
@@ -221,6 +229,7 @@ impl Step {
         let scratch = |place: Place| matches!(place, Place::Scratch(_));
         let mut variant = Variant {
             pass: pass.clone(),
+            repeat: self.repeat(batch),
             origin: if in_place {
                 Origin::InPlace
             } else if scratch(self.from) && scratch(self.to) {
@@ -468,7 +477,7 @@ impl Fft {
                 twiddle: if pass.p > 1 { tables.pass(pass) } else { 0 },
                 stages: match pass.stages.len() {
                     1 => 0,
-                    _ if pass.subgroup.is_some() => tables.lanes(pass),
+                    _ if pass.shuffle.is_some() => tables.lanes(pass),
                     _ => tables.stages(pass),
                 },
                 scale: 1.0,

@@ -31,15 +31,15 @@ pub(crate) struct Pass {
     /// Radices whose product is `radix`.
     pub(crate) stages: Vec<u32>,
     pub(crate) pairing: Pairing,
-    /// Two stages that exchange by shuffles within a subgroup of just this size, instead of
-    /// through workgroup memory.
-    pub(crate) subgroup: Option<u32>,
+    /// Two stages that exchange by shuffles among this many lanes of a subgroup, a power of two,
+    /// instead of through workgroup memory.
+    pub(crate) shuffle: Option<u32>,
 }
 
 impl Pass {
     /// Invocations that work on one row or pair of rows: butterflies of the busiest stage.
     pub(crate) fn lanes(&self) -> u32 {
-        if let Some(lanes) = self.subgroup {
+        if let Some(lanes) = self.shuffle {
             return lanes;
         }
         self.stages.iter().map(|&r| self.butterflies(r)).max().unwrap_or(1)
@@ -54,7 +54,7 @@ impl Pass {
     /// `vec4`s of workgroup memory for one row or pair of rows.
     pub(crate) fn shared(&self) -> u32 {
         match (self.stages.len(), self.pairing) {
-            _ if self.subgroup.is_some() => 0,
+            _ if self.shuffle.is_some() => 0,
             (0 | 1, _) => 0,
             (_, Pairing::Points) => self.radix / 2,
             (_, Pairing::Rows) => self.radix,
@@ -64,7 +64,7 @@ impl Pass {
     /// Rows or pairs of rows that one workgroup takes.
     pub(crate) fn slots(&self, caps: &Caps) -> u32 {
         // enough invocations to fill a subgroup of any size, few enough for registers
-        let wanted = (64 / self.lanes()).max(1);
+        let wanted = ((if self.shuffle.is_some() { 32 } else { 64 }) / self.lanes()).max(1);
         let fits = match self.shared() {
             0 => wanted,
             shared => workgroup_vec4s(caps) / shared,
@@ -94,8 +94,8 @@ struct Budget {
     radix: u32,
     /// Largest radix of a stage that does not.
     alone: u32,
-    /// Lanes of every subgroup, if passes may exchange by shuffles.
-    subgroup: Option<u32>,
+    /// Most lanes that may exchange by shuffles; 1 for none.
+    lanes: u32,
     /// Largest radix of a pass, for either pairing.
     points: u32,
     rows: u32,
@@ -117,11 +117,11 @@ impl Budget {
             radix: if caps.cpu { MAX_RADIX / 2 } else { 16 },
             alone: if caps.cpu { MAX_RADIX } else { 16 },
             // where a load costs as much as dozens of shuffles; elsewhere workgroup memory is fast
-            // and a subgroup's registers are few
-            subgroup: caps
+            // and an invocation's registers are few
+            lanes: caps
                 .subgroup
-                .filter(|(min, max)| caps.cpu && caps.tier == Tier::Subgroup && min == max)
-                .map(|(lanes, _)| lanes),
+                .filter(|_| caps.cpu && caps.tier == Tier::Subgroup)
+                .map_or(1, |(min, _)| 1 << min.min(16).ilog2()),
             points: (2 * shared).min(4096),
             rows: shared.min(2048),
             invocations: caps.invocations,
@@ -174,7 +174,7 @@ fn convolution(n: u32, budget: &Budget) -> (u32, Vec<Pass>) {
 fn pass_cost(pass: &Pass, m: u32) -> u64 {
     let rows = u64::from(m / pass.radix);
     // a shuffle costs a third of a way through workgroup memory
-    let exchanges = if pass.subgroup.is_some() { 16 } else { 10 * pass.stages.len() as u64 + 10 };
+    let exchanges = if pass.shuffle.is_some() { 16 } else { 10 * pass.stages.len() as u64 + 10 };
     let flops: u64 =
         pass.stages.iter().map(|&r| u64::from(pass.radix / r) * Codelet::new(r).flops()).sum();
     let wasted = if pass.pairing == Pairing::Rows { 2 } else { 1 };
@@ -200,25 +200,38 @@ fn passes(n: u32, contiguous: bool, budget: &Budget) -> Option<Vec<Pass>> {
 fn pass(radix: u32, p: u32, m: u32, contiguous: bool, budget: &Budget) -> Option<Pass> {
     let pairings: &[Pairing] =
         if contiguous { &[Pairing::Points, Pairing::Rows] } else { &[Pairing::Rows] };
-    pairings.iter().find_map(|&pairing| {
-        let by_shuffles = subgroup_stages(radix, budget, pairing);
-        let subgroup = by_shuffles.is_some().then_some(budget.subgroup).flatten();
-        let stages = by_shuffles.or_else(|| stages(radix, budget, pairing))?;
-        Some(Pass { radix, p, m, stages, pairing, subgroup })
+    // shuffles first, whatever the pairing: they save more than loads by pairs do
+    let shuffled = pairings.iter().find_map(|&pairing| {
+        let (stages, lanes) = shuffled_stages(radix, budget, pairing)?;
+        Some(Pass { radix, p, m, stages, pairing, shuffle: Some(lanes) })
+    });
+    shuffled.or_else(|| {
+        pairings.iter().find_map(|&pairing| {
+            let stages = stages(radix, budget, pairing)?;
+            Some(Pass { radix, p, m, stages, pairing, shuffle: None })
+        })
     })
 }
 
-/// Two stages such that each lane has as many points as it gets: a stage in registers, a transpose
-/// of lanes and registers, and a stage over what the other lanes had.
-fn subgroup_stages(radix: u32, budget: &Budget, pairing: Pairing) -> Option<Vec<u32>> {
-    let last = budget.subgroup? * if pairing == Pairing::Points { 2 } else { 1 };
-    let first = radix / last;
-    let fits = radix > budget.alone
-        && radix == first * last
-        && first.is_multiple_of(last)
-        && first <= MAX_RADIX
-        && last <= budget.radix;
-    fits.then(|| vec![first, last])
+/// Two stages with a transpose of lanes and registers between them, and the number of lanes: the
+/// second stage is as long as there are rows in the lanes, and each lane gets as many of its
+/// results as the others.
+fn shuffled_stages(radix: u32, budget: &Budget, pairing: Pairing) -> Option<(Vec<u32>, u32)> {
+    if radix <= budget.alone {
+        return None;
+    }
+    let rows = if pairing == Pairing::Points { 2 } else { 1 };
+    let mut lanes = budget.lanes;
+    while lanes > 1 {
+        let (first, last) = (radix / (rows * lanes), rows * lanes);
+        let exact = radix == first * last && first.is_multiple_of(last);
+        let short = |r| factors(r, budget.radix, &|_| true).is_some();
+        if exact && first <= MAX_RADIX && short(first) {
+            return Some((vec![first, last], lanes));
+        }
+        lanes /= 2;
+    }
+    None
 }
 
 /// The stages of a pass, `None` if it does not fit a workgroup or the pairing.
@@ -422,6 +435,8 @@ mod tests {
         assert_eq!(stages(1024, &cpu()), [[32, 32]]);
         let lanes8 = Caps { subgroup: Some((8, 8)), tier: Tier::Subgroup, ..cpu() };
         assert_eq!(stages(1024, &lanes8), [[64, 16]]);
+        assert_eq!(stages(128, &lanes8), [[16, 8]]);
+        assert_eq!(stages(100, &lanes8), [[50, 2]]);
         assert_eq!(stages(1024, &gpu()), [[16, 8, 8]]);
         assert_eq!(stages(1 << 20, &cpu()).len(), 2);
         assert_eq!(stages(31, &cpu()), [[31]]);
