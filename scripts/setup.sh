@@ -148,13 +148,13 @@ if [ "$manager" = apt ]; then
     "${as_root[@]}" apt-get update -qq
 fi
 say "$install"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 # shellcheck disable=SC2086 # a command line, split on purpose
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive $install >/tmp/tilewise-setup.$$.log 2>&1 || {
-    tail -n 30 /tmp/tilewise-setup.$$.log >&2
-    rm -f /tmp/tilewise-setup.$$.log
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive $install >"$log" 2>&1 || {
+    tail -n 30 "$log" >&2
     fail "the installation failed; its last lines are above"
 }
-rm -f /tmp/tilewise-setup.$$.log
 say "installed ${packages[*]}"
 
 command -v cc >/dev/null || fail "still no C linker 'cc'"

@@ -80,6 +80,8 @@ if step build cargo build --locked --all-features --bin tilewise; then
         step "golden cases, $dtype" "${adapters[@]}" --dtype $dtype
     done
     step 'golden cases, portable kernels' "${adapters[@]}" --tier portable
+    # on the machine's own choice of adapter
+    step demo env -u VK_ADD_DRIVER_FILES "$tilewise" demo --out "$logs/demo"
     step 'benches, once' cargo test --locked --all-features --bench '*'
     for example in examples/*.rs; do
         if [ -f "$example" ]; then

@@ -350,3 +350,68 @@ fn results_are_written_and_replace_older_ones() {
     write_result(&dir, &case, &Err(Stop::Failed("lost".into()))).expect("written");
     assert_eq!(names(&dir), ["na1d_n64_k7.error"]);
 }
+
+/// A case that wants a refusal, of zeros, with inputs of these shapes.
+fn error_case(op: &str, params: &str, inputs: &[(&str, &[u32])]) -> Case {
+    let mut entries = String::new();
+    let mut end = 0;
+    for (name, shape) in inputs {
+        let start = end;
+        end += shape.iter().product::<u32>() * 4;
+        entries += &format!(
+            r#","{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{start},{end}]}}"#
+        );
+    }
+    let golden =
+        format!(r#"{{"name":"a","op":"{op}","family":"f","expect":"error","params":{params}}}"#);
+    let golden = serde_json::Value::from(golden);
+    let header = format!(r#"{{"__metadata__":{{"golden":{golden}}}{entries}}}"#);
+    Case::parse(Path::new("a"), &file(&header, &vec![0; end as usize]))
+        .unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn bad_arguments_of_a_case_are_refused_by_name() {
+    let Ok(ctx) = tilewise::Context::new_blocking() else {
+        let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+        assert!(allowed, "no adapter; TILEWISE_ALLOW_NO_GPU=1 allows that");
+        eprintln!("skipped: no adapter");
+        return;
+    };
+    const Q: (&str, &[u32]) = ("in.q", &[1, 4, 3, 8]);
+    const K: (&str, &[u32]) = ("in.k", &[1, 2, 5, 8]);
+    const V: (&str, &[u32]) = ("in.v", &[1, 2, 5, 6]);
+    type Row<'a> = (&'a str, [(&'a str, &'a [u32]); 3], &'a str);
+    let table: &[Row<'_>] = &[
+        (r#"{"scale":NaN}"#, [Q, K, V], "scale: expected a finite number, got NaN"),
+        (r#"{"scale":-Infinity}"#, [Q, K, V], "scale: expected a finite number, got -inf"),
+        (r#"{"scale":"big"}"#, [Q, K, V], "scale: expected a number, got \"big\""),
+        (r#"{"causal":3}"#, [Q, K, V], "causal: expected true or false, got 3"),
+        (
+            "{}",
+            [("in.q", &[1, 3, 3, 8]), K, V],
+            "heads: expected a multiple of heads_kv = 2, got 3",
+        ),
+        ("{}", [("in.q", &[1, 4, 3, 0]), K, V], "head_dim: expected 1 to 256, got 0"),
+        ("{}", [("in.q", &[1, 4, 3, 257]), K, V], "head_dim: expected 1 to 256, got 257"),
+        ("{}", [("in.q", &[4, 3, 8]), K, V], "in.q: expected 4 axes, got shape [4, 3, 8]"),
+        ("{}", [Q, ("in.k", &[1, 2, 5, 7]), V], "k: expected [1, 5, 2, 8], got [1, 5, 2, 7]"),
+        ("{}", [Q, ("in.k", &[2, 2, 5, 8]), V], "k: expected [1, 5, 2, 8], got [2, 5, 2, 8]"),
+        ("{}", [Q, K, ("in.v", &[1, 2, 4, 6])], "v: expected [1, 5, 2, 6], got [1, 4, 2, 6]"),
+        ("{}", [Q, ("in.k", &[1, 0, 5, 8]), V], "heads_kv: expected at least 1, got 0"),
+    ];
+    for (params, inputs, want) in table {
+        let case = error_case("sdpa", params, inputs);
+        let outcome = tilewise::conformance::run(&ctx, &case, DType::F32);
+        let Err(Stop::Refused(why)) = &outcome else { panic!("{want}: {outcome:?}") };
+        assert!(why.contains(want), "wanted {want:?} in {why:?}");
+        assert_eq!(verdict(&case, DType::F32, &outcome), Verdict::Pass(vec![]));
+    }
+    let unknown = error_case("sorcery", "{}", &[]);
+    let outcome = tilewise::conformance::run(&ctx, &unknown, DType::F32);
+    assert!(matches!(verdict(&unknown, DType::F32, &outcome), Verdict::Skip(_)), "{outcome:?}");
+    // the same arguments without the fault are no refusal
+    let outcome =
+        tilewise::conformance::run(&ctx, &error_case("sdpa", "{}", &[Q, K, V]), DType::F32);
+    assert!(matches!(outcome, Ok(outputs) if outputs.len() == 2));
+}

@@ -28,7 +28,7 @@ fn sdpa(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
             return Err(Stop::Unsupported(format!("sdpa with {option} is not built yet")));
         }
     }
-    if case.has_param("softcap") && case.param_f32("softcap")? != 0.0 {
+    if case.param_f32("softcap")?.is_some_and(|cap| cap != 0.0) {
         return Err(Stop::Unsupported("sdpa with a softcap is not built yet".into()));
     }
     if case.has_param("window") {
@@ -43,7 +43,7 @@ fn sdpa(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         true => Mask::Causal(CausalAlignment::BottomRight),
         false => Mask::None,
     };
-    let scale = Some(case.param_f32("scale")?);
+    let scale = case.param_f32("scale")?;
     let plan = Attention { mask, scale, dtype, ..Default::default() }.plan(ctx, shape)?;
 
     let q = upload(ctx, [batch, heads, seq_q, head_dim], q, dtype)?;

@@ -115,14 +115,20 @@ impl Case {
         self.param_as(name, "a whole number", whole)
     }
 
-    /// A number.
+    /// A number; `None` where the case lacks it or says null.
     #[expect(clippy::cast_possible_truncation, reason = "arguments of the operators are f32")]
-    fn param_f32(&self, name: &str) -> Result<f32, Stop> {
-        Ok(self.param_as(name, "a number", number)? as f32)
+    fn param_f32(&self, name: &str) -> Result<Option<f32>, Stop> {
+        if !self.has_param(name) {
+            return Ok(None);
+        }
+        Ok(Some(self.param_as(name, "a number", number)? as f32))
     }
 
-    /// A switch.
+    /// A switch; off where the case lacks it.
     fn param_bool(&self, name: &str) -> Result<bool, Stop> {
+        if !self.has_param(name) {
+            return Ok(false);
+        }
         self.param_as(name, "true or false", Value::as_bool)
     }
 
