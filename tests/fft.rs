@@ -1,66 +1,27 @@
 //! The Fourier transform on every adapter present, against rustfft in f64 and the DFT sum.
 
+mod common;
+
+use common::rel_rms;
 use rustfft::{FftPlanner, num_complex::Complex};
 use tilewise::{
     Context, DType, Error, Layout, Tensor, TensorView,
     fft::{Direction, Fft, FftArgs, FftPlan, MAX_LENGTH, Normalization},
-    reference,
+    reference, wgpu,
 };
 
 /// The relative RMS error of one transform of length `n` may be this: measured 1e-7 to 3e-7, see
 /// `accuracy_is_that_of_plain_f32`.
 const BUDGET: f64 = 5e-7;
 
-fn contexts() -> Vec<Context> {
-    let all: Vec<Context> = pollster::block_on(async {
-        let mut all = Vec::new();
-        for adapter in Context::adapters().await {
-            if adapter.get_info().backend == wgpu::Backend::Noop {
-                continue;
-            }
-            all.push(Context::from_adapter(&adapter).await.expect("the adapter opens"));
-        }
-        all
-    });
-    assert!(!all.is_empty() || std::env::var_os("ALLOW_NO_GPU").is_some(), "no adapter");
-    all
+/// Every device, in every tier that it can run.
+fn contexts() -> impl Iterator<Item = Context> {
+    common::devices().iter().map(|d| d.ctx.clone())
 }
-
-use tilewise::wgpu;
 
 /// Numbers in -1..1 from a fixed seed.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// Relative RMS of the difference; infinite for other lengths or anything not finite.
-fn rel_rms(got: &[f32], want: &[f64]) -> f64 {
-    if got.len() != want.len() || got.iter().any(|x| !x.is_finite()) {
-        return f64::INFINITY;
-    }
-    let (mut error, mut norm) = (0.0, 0.0);
-    for (&g, &w) in got.iter().zip(want) {
-        error += (f64::from(g) - w).powi(2);
-        norm += w * w;
-    }
-    if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
-}
-
-#[test]
-fn the_comparator_sees_errors() {
-    assert!(rel_rms(&[1.0, 2.0], &[1.0, 2.1]) > 0.04);
-    assert_eq!(rel_rms(&[1.0, f32::NAN], &[1.0, 2.0]), f64::INFINITY);
-    assert_eq!(rel_rms(&[1.0], &[1.0, 2.0]), f64::INFINITY);
-    assert_eq!(rel_rms(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
-    assert_eq!(rel_rms(&[1.0], &[0.0]), f64::INFINITY);
+    common::Rng(seed).vec(len)
 }
 
 /// rustfft along both axes of `[.., n0, n1]`, f64.
@@ -207,6 +168,7 @@ fn line(n: u32) -> Fft {
 #[test]
 fn every_length_to_512() {
     for ctx in contexts() {
+        let started = std::time::Instant::now();
         for n in 1..=512 {
             let direction = if n % 2 == 0 { Direction::Forward } else { Direction::Inverse };
             check(&ctx, &Fft { direction, ..line(n) }, 3);
@@ -424,7 +386,7 @@ fn accuracy_is_that_of_plain_f32() {
 
 #[test]
 fn bad_input_is_refused() {
-    let Some(ctx) = contexts().into_iter().next() else { return };
+    let Some(ctx) = contexts().next() else { return };
     let refuse = |error: Error, text: &str| {
         let message = error.to_string();
         println!("{message}");

@@ -8,7 +8,7 @@
 //! [`MAX_RADIX`], exchanged through workgroup memory. Lengths with a prime factor above that go by
 //! Bluestein's convolution at a smooth length of at least `2 n - 1`.
 
-use super::codelet::{Codelet, MAX_RADIX};
+use super::codelet::MAX_RADIX;
 use crate::{Caps, Tier};
 
 /// Two complex numbers share one `vec4<f32>` throughout: which two.
@@ -88,7 +88,7 @@ pub(crate) enum Recipe {
 }
 
 /// What a recipe may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Budget {
     /// Largest radix of a stage that exchanges through workgroup memory.
     radix: u32,
@@ -101,7 +101,27 @@ struct Budget {
     rows: u32,
     /// Invocations of a workgroup.
     invocations: u32,
+    costs: Costs,
 }
+
+/// What things cost for one point, in the time of loading and storing it by `vec4`s. On a CPU
+/// measured with Mesa's llvmpipe, where loads are made lane by lane and barriers split the code;
+/// on a GPU a guess: memory is what counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Costs {
+    /// Loading or storing one complex number at a time, instead of two.
+    single: f64,
+    /// Twiddles of a later pass.
+    twiddle: f64,
+    /// An exchange through workgroup memory.
+    shared: f64,
+    /// An exchange by shuffles.
+    shuffle: f64,
+    flop: f64,
+}
+
+const CPU: Costs = Costs { single: 0.25, twiddle: 0.5, shared: 3.0, shuffle: 0.5, flop: 0.02 };
+const GPU: Costs = Costs { single: 0.1, twiddle: 0.3, shared: 0.2, shuffle: 0.1, flop: 0.003 };
 
 /// `vec4`s of workgroup memory that kernels here use: no more than every device has, or 32 KiB.
 fn workgroup_vec4s(caps: &Caps) -> u32 {
@@ -125,6 +145,7 @@ impl Budget {
             points: (2 * shared).min(4096),
             rows: shared.min(2048),
             invocations: caps.invocations,
+            costs: if caps.cpu { CPU } else { GPU },
         }
     }
 }
@@ -134,7 +155,7 @@ impl Recipe {
     pub(crate) fn new(n: u32, contiguous: bool, caps: &Caps) -> Self {
         let budget = Budget::of(caps);
         match passes(n, contiguous, &budget) {
-            Some(passes) => Self::Direct(passes),
+            Some((_, passes)) => Self::Direct(passes),
             None => {
                 let (m, passes) = convolution(n, &budget);
                 Self::Bluestein { m, passes }
@@ -155,62 +176,130 @@ fn convolution(n: u32, budget: &Budget) -> (u32, Vec<Pass>) {
         }
         m == 1
     };
-    (least..=most)
+    // the first few and the power of two: those between cost more than they save
+    (least..most)
         .filter(|&m| smooth(m))
+        .take(8)
+        .chain([most])
         .filter_map(|m| {
             let m = u32::try_from(m).ok()?;
-            let passes = passes(m, true, budget)?;
-            let cost = passes.iter().map(|p| pass_cost(p, m)).sum::<u64>();
-            Some((cost, m, passes))
+            let (cost, passes) = passes(m, true, budget)?;
+            Some((cost * f64::from(m), m, passes))
         })
-        .min_by_key(|(cost, m, _)| (*cost, *m))
+        .min_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, m, passes)| (m, passes))
         // a power of two always has passes
         .unwrap_or_else(|| unreachable!("no smooth length from {least} to {most}"))
 }
 
-/// What a pass costs at length `m`, in flops: a float through memory costs about as much as ten,
-/// more on a CPU and less on a GPU.
-fn pass_cost(pass: &Pass, m: u32) -> u64 {
-    let rows = u64::from(m / pass.radix);
-    // a shuffle costs a third of a way through workgroup memory
-    let exchanges = if pass.shuffle.is_some() { 16 } else { 10 * pass.stages.len() as u64 + 10 };
-    let flops: u64 =
-        pass.stages.iter().map(|&r| u64::from(pass.radix / r) * Codelet::new(r).flops()).sum();
-    let wasted = if pass.pairing == Pairing::Rows { 2 } else { 1 };
-    rows * (flops * wasted + exchanges * u64::from(pass.radix) * 2)
+/// What a pass costs for each point. `contiguous` is of the data: points are neighbours.
+fn pass_cost(pass: &Pass, contiguous: bool, budget: &Budget) -> f64 {
+    let c = &budget.costs;
+    let even = |n: u32| n.is_multiple_of(2);
+    let (input, output) = match pass.pairing {
+        Pairing::Points => (true, true),
+        Pairing::Rows if contiguous && pass.m > 1 => (even(pass.m), even(pass.m) && even(pass.p)),
+        Pairing::Rows if contiguous => {
+            let run = pass.stages.len() == 1 && even(pass.radix);
+            (run, run)
+        }
+        // pairs of columns
+        Pairing::Rows => (true, true),
+    };
+    let singles = f64::from(u8::from(!input) + u8::from(!output));
+    let twiddles = if pass.p > 1 { c.twiddle + if input { 0.0 } else { c.single } } else { 0.0 };
+    #[expect(clippy::cast_precision_loss, reason = "a few stages")]
+    let exchanges = (pass.stages.len() - 1) as f64;
+    let exchange = if pass.shuffle.is_some() { c.shuffle } else { c.shared };
+    // a long stage spills registers
+    let flops: f64 = pass.stages.iter().map(|&r| flops(r) + 0.1 * f64::from(r)).sum();
+    1.0 + singles * c.single + twiddles + exchanges * exchange + flops * c.flop
 }
 
-/// The passes of a direct transform, `None` if `n` has too large a prime factor.
-fn passes(n: u32, contiguous: bool, budget: &Budget) -> Option<Vec<Pass>> {
-    if let Some(pass) = pass(n, 1, 1, contiguous, budget) {
-        return Some(vec![pass]);
+/// Real operations for each point of a DFT of length `n`, about.
+fn flops(mut n: u32) -> f64 {
+    let mut sum = 0.0;
+    let mut f = 2;
+    while n > 1 {
+        while n.is_multiple_of(f) {
+            n /= f;
+            sum += if f == 2 { 5.0 } else { 2.0 * f64::from(f) + 3.0 };
+        }
+        f += 1;
     }
-    // columns are read by pairs of rows whatever the data
-    let radices = factors(n, budget.rows, &|r| stages(r, budget, Pairing::Rows).is_some())?;
-    let mut p = 1;
-    let mut out = Vec::new();
-    for radix in radices {
-        out.push(pass(radix, p, n / radix, false, budget)?);
-        p *= radix;
-    }
-    Some(out)
+    sum
 }
 
-fn pass(radix: u32, p: u32, m: u32, contiguous: bool, budget: &Budget) -> Option<Pass> {
+/// The cheapest passes of a direct transform and their cost for each point; `None` if `n` has too
+/// large a prime factor.
+fn passes(n: u32, contiguous: bool, budget: &Budget) -> Option<(f64, Vec<Pass>)> {
+    let mut best: Option<(f64, Vec<Pass>)> = None;
+    let mut offer = |passes: Vec<Pass>| {
+        let cost = passes.iter().map(|p| pass_cost(p, contiguous, budget)).sum();
+        if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+            best = Some((cost, passes));
+        }
+    };
     let pairings: &[Pairing] =
         if contiguous { &[Pairing::Points, Pairing::Rows] } else { &[Pairing::Rows] };
-    // shuffles first, whatever the pairing: they save more than loads by pairs do
-    let shuffled = pairings.iter().find_map(|&pairing| {
-        let (stages, lanes) = shuffled_stages(radix, budget, pairing)?;
-        Some(Pass { radix, p, m, stages, pairing, shuffle: Some(lanes) })
-    });
-    shuffled.or_else(|| {
-        pairings.iter().find_map(|&pairing| {
-            let stages = stages(radix, budget, pairing)?;
-            Some(Pass { radix, p, m, stages, pairing, shuffle: None })
-        })
-    })
+    for &pairing in pairings {
+        for (stages, shuffle) in ways(n, budget, pairing) {
+            offer(vec![Pass { radix: n, p: 1, m: 1, stages, pairing, shuffle }]);
+        }
+    }
+    if n <= budget.alone {
+        return best;
+    }
+    // several passes read pairs of rows
+    let pass = |radix: u32, p: u32, (stages, shuffle): &Way| Pass {
+        radix,
+        p,
+        m: n / radix,
+        stages: stages.clone(),
+        pairing: Pairing::Rows,
+        shuffle: *shuffle,
+    };
+    let largest = budget.rows.min(n / 2);
+    let parts: Vec<(u32, Vec<Way>)> = (2..=largest)
+        .filter(|d| n.is_multiple_of(*d))
+        .map(|d| (d, ways(d, budget, Pairing::Rows)))
+        .filter(|(_, ways)| !ways.is_empty())
+        .collect();
+    let find = |d: u32| parts.iter().find(|(part, _)| *part == d).map(|(_, ways)| ways);
+    for (a, first) in &parts {
+        if let Some(second) = find(n / a) {
+            for x in first {
+                for y in second {
+                    offer(vec![pass(*a, 1, x), pass(n / a, *a, y)]);
+                }
+            }
+        }
+    }
+    // three passes pay only where two would be long
+    if n > 4096 {
+        for (a, first) in &parts {
+            for (b, second) in parts.iter().filter(|(b, _)| (n / a).is_multiple_of(*b)) {
+                let Some(third) = find(n / a / b) else { continue };
+                // one way each: the cheapest comes first
+                offer(vec![
+                    pass(*a, 1, &first[0]),
+                    pass(*b, *a, &second[0]),
+                    pass(n / a / b, a * b, &third[0]),
+                ]);
+            }
+        }
+    }
+    best
+}
+
+/// Stages of a pass, and the lanes that shuffle between them.
+type Way = (Vec<u32>, Option<u32>);
+
+fn ways(radix: u32, budget: &Budget, pairing: Pairing) -> Vec<Way> {
+    let shuffled =
+        shuffled_stages(radix, budget, pairing).map(|(stages, lanes)| (stages, Some(lanes)));
+    let plain = stages(radix, budget, pairing).map(|stages| (stages, None));
+    shuffled.into_iter().chain(plain).collect()
 }
 
 /// Two stages with a transpose of lanes and registers between them, and the number of lanes: the
@@ -432,13 +521,14 @@ mod tests {
         };
         assert_eq!(stages(1, &cpu()), [[1]]);
         assert_eq!(stages(32, &cpu()), [[32]]);
-        assert_eq!(stages(1024, &cpu()), [[32, 32]]);
+        // where barriers are dear, two passes rather than an exchange
+        assert_eq!(stages(1024, &cpu()), [[32], [32]]);
         let lanes8 = Caps { subgroup: Some((8, 8)), tier: Tier::Subgroup, ..cpu() };
         assert_eq!(stages(1024, &lanes8), [[64, 16]]);
         assert_eq!(stages(128, &lanes8), [[16, 8]]);
         assert_eq!(stages(100, &lanes8), [[50, 2]]);
         assert_eq!(stages(1024, &gpu()), [[16, 8, 8]]);
-        assert_eq!(stages(1 << 20, &cpu()).len(), 2);
+        assert_eq!(stages(1 << 20, &gpu()).len(), 2);
         assert_eq!(stages(31, &cpu()), [[31]]);
         // a prime above the largest radix
         assert!(stages(37, &cpu()).is_empty());
