@@ -67,8 +67,9 @@ step() { # NAME COMMAND...
     [ "$f" -eq 0 ]
 }
 
-# The first call resolves the dependencies from the committed lock file and no other.
-if step build cargo build --locked --all-features --bin tilewise; then
+# The first call resolves the dependencies from the committed lock file and no other. It builds the
+# tests and with them the program: one set of dependency features for all that follows.
+if step build cargo test --locked --all-features --no-run; then
     step format cargo fmt --check
     step lints cargo clippy --locked --all-features --all-targets -- -D warnings
     RUSTDOCFLAGS='-D warnings' step documentation cargo doc --locked --all-features --no-deps

@@ -131,8 +131,9 @@ impl Problem {
 
     fn check(&self, device: &Device, rng: &mut Rng) {
         let e = self.run(&device.ctx, rng);
-        // a plain loop can be lucky on a small problem: one rounding is always allowed
-        let budget = 2.0 * e.plain.max(self.options.dtype.unit_roundoff());
+        // a plain loop on the host has an exact exp; on a device it may be off by 3 ulp (WGSL's
+        // accuracy table), which shows where a row has one or two keys
+        let budget = 2.0 * e.plain.max(2.0 * self.options.dtype.unit_roundoff());
         let what =
             || format!("{}: {:?} {:?} {:?}", device.name, self.shape, self.options, self.layouts);
         assert!(e.o <= budget, "{}\n output error {:.2e}, budget {budget:.2e}", what(), e.o);
@@ -240,7 +241,7 @@ fn element_types() {
 #[test]
 fn random_problems() {
     let slow = std::env::var("TILEWISE_SLOW").is_ok_and(|v| v == "1");
-    let count = if slow { 600 } else { 60 };
+    let count = if slow { 1000 } else { 100 };
     for device in devices() {
         for seed in 0..count {
             let mut rng = Rng(1000 + seed);
@@ -249,7 +250,8 @@ fn random_problems() {
                 rng.range(1, 3),
                 [rng.range(1, 70), rng.range(1, 70)],
                 [heads_kv * rng.range(1, 4), heads_kv],
-                [*rng.pick(&[1, 4, 8, 20, 31, 32]), *rng.pick(&[1, 4, 8, 20, 31, 32])],
+                // few sizes: every new one is a kernel to compile
+                *rng.pick(&[[16, 16], [8, 20], [7, 3]]),
             );
             let options = Attention {
                 mask: *rng.pick(&[Mask::None, BOTTOM_RIGHT, TOP_LEFT]),
@@ -283,7 +285,7 @@ fn every_supported_tile_is_right() {
         let s = shape(1, [43, 39], [1, 1], [12, 8]);
         for tiles in Attention::supported_tiles(&device.ctx.caps, &s) {
             // the largest take seconds to compile and add nothing
-            if tiles.queries * tiles.block_k > 16 {
+            if tiles.queries * tiles.block_k > 8 || tiles.workgroup > 64 {
                 continue;
             }
             let options =

@@ -236,7 +236,7 @@ impl Attention {
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
         let plan = self.design(&ctx.caps, shape)?;
-        for key in plan.keys([true; 4], false) {
+        for key in plan.keys([true; 2], false) {
             ctx.kernel(key)?;
         }
         Ok(plan)
@@ -463,17 +463,17 @@ impl AttentionPlan {
 
     /// The text of each kernel, for aligned views and without LSE.
     pub fn wgsl(&self) -> Vec<String> {
-        self.keys([true; 4], false).iter().map(Key::wgsl).collect()
+        self.keys([true; 2], false).iter().map(Key::wgsl).collect()
     }
 
     /// File, entry point and constants of each kernel, for profilers.
     pub fn label(&self) -> String {
-        self.keys([true; 4], false).iter().map(Key::label).collect::<Vec<_>>().join("; ")
+        self.keys([true; 2], false).iter().map(Key::label).collect::<Vec<_>>().join("; ")
     }
 
-    /// Keys of the kernels, in order. `aligned` says which of q, k, v, o start every row at a
-    /// multiple of four elements.
-    fn keys(&self, aligned: [bool; 4], lse: bool) -> Vec<Key> {
+    /// Keys of the kernels, in order. `aligned` says whether all rows of the inputs, and of the
+    /// output, start at multiples of four elements.
+    fn keys(&self, aligned: [bool; 2], lse: bool) -> Vec<Key> {
         let (s, t) = (self.shape, self.tiles);
         let dtype = self.options.dtype;
         let decl = |name: &'static str, aligned: bool, dim: u32| {
@@ -483,8 +483,8 @@ impl AttentionPlan {
             |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
         let number = |x: u32| format!("{x}u");
         let causal = (self.options.mask != Mask::None).to_string();
-        let (q, k) = (decl("q", aligned[0], s.head_dim), decl("k", aligned[1], s.head_dim));
-        let (v, o) = (decl("v", aligned[2], s.head_dim_v), decl("o", aligned[3], s.head_dim_v));
+        let (q, k) = (decl("q", aligned[0], s.head_dim), decl("k", aligned[0], s.head_dim));
+        let (v, o) = (decl("v", aligned[0], s.head_dim_v), decl("o", aligned[1], s.head_dim_v));
         if self.options.algorithm == Algorithm::Unfused {
             let scalar = |name: &'static str| (name, Some(TensorDecl { dtype, vec4: false }));
             let scores = ("scores", f32_decl(true));
@@ -627,8 +627,8 @@ impl AttentionPlan {
             blocks_q,
             groups: u32::try_from(groups).unwrap_or(u32::MAX),
         };
-        let aligned =
-            [&args.q, &args.k, &args.v, &args.o].map(|view| view.layout.is_multiple_of(4));
+        let whole = |view: &TensorView<'_, 4>| view.layout.is_multiple_of(4);
+        let aligned = [whole(&args.q) && whole(&args.k) && whole(&args.v), whole(&args.o)];
         let kernels = self
             .keys(aligned, args.lse.is_some())
             .into_iter()
