@@ -207,14 +207,17 @@ impl Variant {
             }
             .ok();
             if s == 0 {
-                self.load(&mut out, r);
-                if pass.p > 1 {
-                    self.pass_twiddles(&mut out, r);
+                self.load_places(&mut out, r);
+                for j in 0..r {
+                    self.load(&mut out, r, j);
                 }
             } else {
-                self.exchange_in(&mut out, s, r, p, table);
+                self.stage_twiddles(&mut out, s, r, p, table);
                 table += (p / if pass.pairing == Pairing::Points { 2 } else { 1 })
                     * entries(r, pass.pairing);
+                for j in 0..r {
+                    self.exchange_in(&mut out, s, r, j);
+                }
             }
             let results = Codelet::new(r).wgsl(&format!("s{s}_"), &mut out);
             if last {
@@ -230,72 +233,63 @@ impl Variant {
         out
     }
 
-    /// The points of stage 0, `s0_i0 ...`.
-    fn load(&self, out: &mut String, r: u32) {
-        let pass = &self.pass;
-        let m = pass.radix / r;
-        let name = if pass.p > 1 { "s0_x" } else { "s0_i" };
-        let source = if self.origin == Origin::InPlace { "dst" } else { "src" };
-        let swap = if self.swap_in { ".yxwz" } else { "" };
-        match (self.input, pass.pairing) {
+    /// Where the points of stage 0 lie.
+    fn load_places(&self, out: &mut String, r: u32) {
+        let m = self.pass.radix / r;
+        match (self.input, self.pass.pairing) {
             (Access::Run, _) => {
-                for j in (0..r).step_by(2) {
-                    let k = j + 1;
-                    let _ = writeln!(out, "    let s0_a{j} = {source}[(in0 + {j}u) >> 1u]{swap};");
-                    let _ = writeln!(out, "    let s0_b{j} = {source}[(in1 + {j}u) >> 1u]{swap};");
-                    let _ = writeln!(out, "    let {name}{j} = vec4<f32>(s0_a{j}.xy, s0_b{j}.xy);");
-                    let _ = writeln!(out, "    let {name}{k} = vec4<f32>(s0_a{j}.zw, s0_b{j}.zw);");
-                }
+                let _ = writeln!(out, "    let s0_h0 = in0 >> 1u;\n    let s0_h1 = in1 >> 1u;");
             }
             (Access::Pair, Pairing::Points) => {
                 let _ = writeln!(out, "    let s0_h = (in0 + s0_e) >> 1u;");
-                for j in 0..r {
-                    let _ =
-                        writeln!(out, "    let {name}{j} = {source}[s0_h + {}u]{swap};", j * m / 2);
-                }
             }
             (Access::Pair, Pairing::Rows) => {
                 // both even, so that halves add up
                 let _ = writeln!(
                     out,
-                    "    let s0_h0 = (in0 + (t0 + s0_e * params.m) * params.in_step) >> 1u;"
+                    "    let s0_h = (in0 + (t0 + s0_e * params.m) * params.in_step) >> 1u;"
                 );
-                let _ = writeln!(out, "    let s0_hd = ({m}u * params.m * params.in_step) >> 1u;");
-                for j in 0..r {
-                    if j > 0 {
-                        let _ = writeln!(out, "    let s0_h{j} = s0_h{} + s0_hd;", j - 1);
-                    }
-                    let _ = writeln!(out, "    let {name}{j} = {source}[s0_h{j}]{swap};");
-                }
+                let _ = writeln!(out, "    let s0_d = ({m}u * params.m * params.in_step) >> 1u;");
             }
-            (_, Pairing::Points) => {
-                for j in 0..r {
-                    let c = j * m;
-                    let _ = writeln!(
-                        out,
-                        "    let {name}{j} = vec4<f32>(fetch(in0, s0_e + {c}u), fetch(in0, s0_e + {}u));",
-                        c + 1
-                    );
-                }
-            }
+            (_, Pairing::Points) => {}
             (_, Pairing::Rows) => {
-                for j in 0..r {
-                    let _ = writeln!(out, "    let s0_o{j} = (s0_e + {}u) * params.m;", j * m);
-                    let _ = writeln!(
-                        out,
-                        "    let {name}{j} = vec4<f32>(fetch(in0, t0 + s0_o{j}), fetch(in1, t1 + s0_o{j}));"
-                    );
-                }
+                let _ = writeln!(out, "    let s0_o = s0_e * params.m;");
             }
+        }
+        if self.pass.p > 1 {
+            let _ = writeln!(out, "    let s0_t = params.twiddle + s0_e * params.p;");
         }
     }
 
-    /// `s0_i = s0_x w_{pR}^{kj}` before a later pass.
-    fn pass_twiddles(&self, out: &mut String, r: u32) {
+    /// Point `j` of stage 0, `s0_ij`, with the twiddle `w_{pR}^{kj}` of a later pass.
+    fn load(&self, out: &mut String, r: u32, j: u32) {
         let pass = &self.pass;
-        let m = pass.radix / r;
-        for j in 0..r {
-            let at = format!("params.twiddle + (s0_e + {}u) * params.p", j * m);
+        let c = j * (pass.radix / r);
+        let name = if pass.p > 1 { "s0_x" } else { "s0_i" };
+        let source = if self.origin == Origin::InPlace { "dst" } else { "src" };
+        let swap = if self.swap_in { ".yxwz" } else { "" };
+        let value = match (self.input, pass.pairing) {
+            (Access::Run, _) => {
+                let (pair, half) = (j / 2, if j.is_multiple_of(2) { "xy" } else { "zw" });
+                if j.is_multiple_of(2) {
+                    let _ = writeln!(out, "    let s0_a{pair} = {source}[s0_h0 + {pair}u]{swap};");
+                    let _ = writeln!(out, "    let s0_b{pair} = {source}[s0_h1 + {pair}u]{swap};");
+                }
+                format!("vec4<f32>(s0_a{pair}.{half}, s0_b{pair}.{half})")
+            }
+            (Access::Pair, Pairing::Points) => format!("{source}[s0_h + {}u]{swap}", c / 2),
+            (Access::Pair, Pairing::Rows) => format!("{source}[s0_h + {j}u * s0_d]{swap}"),
+            (_, Pairing::Points) => {
+                format!("vec4<f32>(fetch(in0, s0_e + {c}u), fetch(in0, s0_e + {}u))", c + 1)
+            }
+            (_, Pairing::Rows) => {
+                let _ = writeln!(out, "    let s0_o{j} = s0_o + {c}u * params.m;");
+                format!("vec4<f32>(fetch(in0, t0 + s0_o{j}), fetch(in1, t1 + s0_o{j}))")
+            }
+        };
+        let _ = writeln!(out, "    let {name}{j} = {value};");
+        if pass.p > 1 {
+            let at = format!("s0_t + {c}u * params.p");
             let w = if !self.rows_fast {
                 format!("table_get({at} + k0).xyxy")
             } else if pass.p.is_multiple_of(2) && pass.m.is_multiple_of(2) {
@@ -307,8 +301,8 @@ impl Variant {
         }
     }
 
-    /// The points of a later stage from workgroup memory, times their twiddles.
-    fn exchange_in(&self, out: &mut String, s: usize, r: u32, p: u32, table: u32) {
+    /// Twiddles of a later stage that are loaded.
+    fn stage_twiddles(&self, out: &mut String, s: usize, r: u32, p: u32, table: u32) {
         let pass = &self.pass;
         let (m, count) = (pass.radix / r, entries(r, pass.pairing));
         let points = pass.pairing == Pairing::Points;
@@ -327,23 +321,25 @@ impl Variant {
                 let _ = writeln!(out, "    let s{s}_w{e} = s{s}_p{}.{half};", i - i % 2);
             }
         }
+    }
+
+    /// Point `j` of a later stage from workgroup memory, times its twiddle.
+    fn exchange_in(&self, out: &mut String, s: usize, r: u32, j: u32) {
+        let m = self.pass.radix / r;
+        let at = if self.pass.pairing == Pairing::Points {
+            format!("(s{s}_e + {}u) >> 1u", j * m)
+        } else {
+            format!("s{s}_e + {}u", j * m)
+        };
+        let x = format!("shared_points[base + ({at})]");
         let a = digits(r);
-        for j in 0..r {
-            let at = if points {
-                format!("(s{s}_e + {}u) >> 1u", j * m)
-            } else {
-                format!("s{s}_e + {}u", j * m)
-            };
-            let x = format!("shared_points[base + ({at})]");
-            let (low, high) = (j % a, j / a * a);
-            let w = match (low, high) {
-                (0, 0) => None,
-                (0, e) | (e, 0) => Some(format!("s{s}_w{e}")),
-                _ => Some(format!("multiply(s{s}_w{low}, s{s}_w{high})")),
-            };
-            let value = w.map_or(x.clone(), |w| format!("multiply({x}, {w})"));
-            let _ = writeln!(out, "    let s{s}_i{j} = {value};");
-        }
+        let w = match (j % a, j / a * a) {
+            (0, 0) => None,
+            (0, e) | (e, 0) => Some(format!("s{s}_w{e}")),
+            (low, high) => Some(format!("multiply(s{s}_w{low}, s{s}_w{high})")),
+        };
+        let value = w.map_or(x.clone(), |w| format!("multiply({x}, {w})"));
+        let _ = writeln!(out, "    let s{s}_i{j} = {value};");
     }
 
     /// The second stage of two, on what the lanes of a subgroup have in registers: lane `l` holds
@@ -354,17 +350,10 @@ impl Variant {
         let points = pass.pairing == Pairing::Points;
         let width = if points { 2 } else { 1 };
         // twiddles, while a register still belongs to one row
-        let names: Vec<String> = results
-            .iter()
-            .enumerate()
-            .map(|(k, x)| {
-                if k == 0 {
-                    return x.clone();
-                }
-                let _ = writeln!(out, "    let t_x{k} = multiply({x}, t_w{k});");
-                format!("t_x{k}")
-            })
-            .collect();
+        for (k, x) in results.iter().enumerate() {
+            let value = if k == 0 { x.clone() } else { format!("multiply({x}, t_w{k})") };
+            let _ = writeln!(out, "    let t_x{k} = {value};");
+        }
         let codelet = Codelet::new(last);
         for block in 0..first / last {
             let prefix = format!("b{block}_");
@@ -372,7 +361,7 @@ impl Variant {
             let transposed: Vec<Vec<String>> = (0..width)
                 .map(|half| {
                     let registers = (0..lanes)
-                        .map(|r| names[(block * last + width * r + half) as usize].clone())
+                        .map(|r| format!("t_x{}", block * last + width * r + half))
                         .collect();
                     transpose(out, &format!("{prefix}h{half}_"), registers)
                 })
@@ -390,10 +379,10 @@ impl Variant {
                     let _ = writeln!(out, "    let {prefix}i{lane} = {};", transposed[0][lane]);
                 }
             }
-            let values = codelet.wgsl(&prefix, out);
             let e = format!("{prefix}e");
             let _ = writeln!(out, "    let {e} = {width}u * lane + {}u;", block * last);
-            self.store(out, &e, first, None, &values);
+            let results = codelet.wgsl(&prefix, out);
+            self.store(out, &e, first, None, &results);
         }
     }
 
@@ -440,20 +429,20 @@ impl Variant {
         let e = format!("s{s}_e");
         let points = self.pass.pairing == Pairing::Points;
         if p == 1 {
-            let _ = writeln!(out, "    let s{s}_d = {e} * {r}u;");
+            let _ = writeln!(out, "    let s{s}_to = {e} * {r}u;");
         } else {
-            let _ = writeln!(out, "    let s{s}_d = ({e} / {p}u) * {}u + {e} % {p}u;", p * r);
+            let _ = writeln!(out, "    let s{s}_to = ({e} / {p}u) * {}u + {e} % {p}u;", p * r);
         }
         if points && p == 1 {
             for j in (0..r as usize).step_by(2) {
                 let (x, y) = (&results[j], &results[j + 1]);
                 let _ = writeln!(
                     out,
-                    "    shared_points[base + ((s{s}_d + {j}u) >> 1u)] = vec4<f32>({x}.xy, {y}.xy);"
+                    "    shared_points[base + ((s{s}_to + {j}u) >> 1u)] = vec4<f32>({x}.xy, {y}.xy);"
                 );
                 let _ = writeln!(
                     out,
-                    "    shared_points[base + ((s{s}_d + {}u) >> 1u)] = vec4<f32>({x}.zw, {y}.zw);",
+                    "    shared_points[base + ((s{s}_to + {}u) >> 1u)] = vec4<f32>({x}.zw, {y}.zw);",
                     r as usize + j
                 );
             }
@@ -462,7 +451,7 @@ impl Variant {
             for (j, x) in results.iter().enumerate() {
                 let _ = writeln!(
                     out,
-                    "    shared_points[base + ((s{s}_d + {}u){half})] = {x};",
+                    "    shared_points[base + ((s{s}_to + {}u){half})] = {x};",
                     j as u32 * p
                 );
             }
@@ -473,67 +462,67 @@ impl Variant {
         let _ = writeln!(out, "    workgroupBarrier();");
     }
 
-    /// The results of the last stage to memory.
+    /// The results of the last stage to memory, under one condition.
     fn store(&self, out: &mut String, e: &str, p: u32, busy: Option<u32>, results: &[String]) {
+        let places = match (self.output, self.pass.pairing) {
+            (Access::Run, _) => {
+                format!("    let {e}_h0 = out0 >> 1u;\n    let {e}_h1 = out1 >> 1u;\n")
+            }
+            (Access::Pair, Pairing::Points) => format!("    let {e}_h = (out0 + {e}) >> 1u;\n"),
+            (Access::Pair, Pairing::Rows) => format!(
+                "    let {e}_h = (out0 + (o0 + {e} * params.p) * params.out_step) >> 1u;
+    let {e}_d = ({p}u * params.p * params.out_step) >> 1u;\n"
+            ),
+            (_, Pairing::Points) => String::new(),
+            (_, Pairing::Rows) => {
+                format!("    let {e}_o = {e} * params.p;\n    let {e}_d = {p}u * params.p;\n")
+            }
+        };
+        out.push_str(&places);
         let guard = busy.map_or(String::new(), |busy| format!(" && lane < {busy}u"));
         let _ = writeln!(out, "    if live{guard} {{");
-        let at = |j: usize| j as u32 * p;
+        let mut line = |text: String| {
+            let _ = writeln!(out, "        {text}");
+        };
+        let results = || (0u32..).zip(results);
         match (self.output, self.pass.pairing) {
             (Access::Run, _) => {
-                for (row, half) in [("out0", "xy"), ("out1", "zw")] {
-                    if row == "out1" {
-                        let _ = writeln!(out, "    if both {{");
+                let names: Vec<&String> = results().map(|(_, x)| x).collect();
+                for (row, half) in [(0, "xy"), (1, "zw")] {
+                    line(if row == 0 { "{".into() } else { "if both {".into() });
+                    for (pair, x) in names.chunks(2).enumerate() {
+                        let (a, b) = (x[0], x[1]);
+                        line(format!(
+                            "dst[{e}_h{row} + {pair}u] = finish(vec4<f32>({a}.{half}, {b}.{half}));"
+                        ));
                     }
-                    for j in (0..results.len()).step_by(2) {
-                        let (x, y) = (&results[j], &results[j + 1]);
-                        let _ = writeln!(
-                            out,
-                            "    dst[({row} + {j}u) >> 1u] = finish(vec4<f32>({x}.{half}, {y}.{half}));"
-                        );
-                    }
+                    line("}".into());
                 }
-                let _ = writeln!(out, "    }}");
             }
             (Access::Pair, Pairing::Points) => {
-                let _ = writeln!(out, "    let {e}_h = (out0 + {e}) >> 1u;");
-                for (j, x) in results.iter().enumerate() {
-                    let _ = writeln!(out, "    dst[{e}_h + {}u] = finish({x});", at(j) / 2);
+                for (k, x) in results() {
+                    line(format!("dst[{e}_h + {}u] = finish({x});", k * p / 2));
                 }
             }
             (Access::Pair, Pairing::Rows) => {
-                let _ = writeln!(
-                    out,
-                    "    let {e}_h0 = (out0 + (o0 + {e} * params.p) * params.out_step) >> 1u;"
-                );
-                let _ =
-                    writeln!(out, "    let {e}_hd = ({p}u * params.p * params.out_step) >> 1u;");
-                for (j, x) in results.iter().enumerate() {
-                    if j > 0 {
-                        let _ = writeln!(out, "    let {e}_h{j} = {e}_h{} + {e}_hd;", j - 1);
-                    }
-                    let _ = writeln!(out, "    dst[{e}_h{j}] = finish({x});");
+                for (k, x) in results() {
+                    line(format!("dst[{e}_h + {k}u * {e}_d] = finish({x});"));
                 }
             }
             (_, Pairing::Points) => {
-                for (j, x) in results.iter().enumerate() {
-                    let _ = writeln!(out, "    put(out0, {e} + {}u, {x}.xy);", at(j));
-                    let _ = writeln!(out, "    put(out0, {e} + {}u, {x}.zw);", at(j) + 1);
+                for (k, x) in results() {
+                    line(format!("put(out0, {e} + {}u, {x}.xy);", k * p));
+                    line(format!("put(out0, {e} + {}u, {x}.zw);", k * p + 1));
                 }
             }
             (_, Pairing::Rows) => {
-                for (row, first, half) in [("out0", "o0", "xy"), ("out1", "o1", "zw")] {
-                    if row == "out1" {
-                        let _ = writeln!(out, "    if both {{");
+                for (row, half) in [(0, "xy"), (1, "zw")] {
+                    line(if row == 0 { "{".into() } else { "if both {".into() });
+                    for (k, x) in results() {
+                        line(format!("put(out{row}, o{row} + {e}_o + {k}u * {e}_d, {x}.{half});"));
                     }
-                    for (j, x) in results.iter().enumerate() {
-                        let _ = writeln!(
-                            out,
-                            "    put({row}, {first} + ({e} + {}u) * params.p, {x}.{half});",
-                            at(j)
-                        );
-                    }
+                    line("}".into());
                 }
-                let _ = writeln!(out, "    }}");
             }
         }
         let _ = writeln!(out, "    }}");
