@@ -257,7 +257,35 @@ impl Variant {
             }
         }
         if self.pass.p > 1 {
-            let _ = writeln!(out, "    let s0_t = params.twiddle + s0_e * params.p;");
+            self.pass_twiddles(out, r);
+        }
+    }
+
+    /// Twiddles of a later pass that are loaded: `s0_we` for the `exponents`, and for the low
+    /// digits `s0_lj`, which have the row's own factor in them.
+    fn pass_twiddles(&self, out: &mut String, r: u32) {
+        let pass = &self.pass;
+        let rows = pass.radix / r;
+        let get = |j: String| {
+            let at = format!("params.twiddle + {j} * params.p");
+            if !self.rows_fast {
+                format!("table_get({at} + k0).xyxy")
+            } else if pass.p.is_multiple_of(2) && pass.m.is_multiple_of(2) {
+                format!("table[({at} + k0) >> 1u]")
+            } else {
+                format!("vec4<f32>(table_get({at} + k0), table_get({at} + k1))")
+            }
+        };
+        for (i, e) in (0u32..).zip(exponents(r)) {
+            let _ = writeln!(out, "    let s0_w{e} = {};", get(format!("{}u", rows + i)));
+        }
+        if rows > 1 {
+            let _ = writeln!(out, "    let s0_l0 = {};", get("s0_e".into()));
+        }
+        for low in 1..digits(r) {
+            let value =
+                if rows > 1 { format!("multiply(s0_l0, s0_w{low})") } else { format!("s0_w{low}") };
+            let _ = writeln!(out, "    let s0_l{low} = {value};");
         }
     }
 
@@ -289,15 +317,15 @@ impl Variant {
         };
         let _ = writeln!(out, "    let {name}{j} = {value};");
         if pass.p > 1 {
-            let at = format!("s0_t + {c}u * params.p");
-            let w = if !self.rows_fast {
-                format!("table_get({at} + k0).xyxy")
-            } else if pass.p.is_multiple_of(2) && pass.m.is_multiple_of(2) {
-                format!("table[({at} + k0) >> 1u]")
-            } else {
-                format!("vec4<f32>(table_get({at} + k0), table_get({at} + k1))")
+            let a = digits(r);
+            let w = match (j % a, j / a * a) {
+                (0, 0) if pass.radix == r => None,
+                (0, high) if pass.radix == r => Some(format!("s0_w{high}")),
+                (low, 0) => Some(format!("s0_l{low}")),
+                (low, high) => Some(format!("multiply(s0_l{low}, s0_w{high})")),
             };
-            let _ = writeln!(out, "    let s0_i{j} = multiply(s0_x{j}, {w});");
+            let value = w.map_or(format!("s0_x{j}"), |w| format!("multiply(s0_x{j}, {w})"));
+            let _ = writeln!(out, "    let s0_i{j} = {value};");
         }
     }
 
@@ -348,26 +376,31 @@ impl Variant {
         let pass = &self.pass;
         let [first, last] = [pass.stages[0], pass.stages[1]];
         let points = pass.pairing == Pairing::Points;
-        let width = if points { 2 } else { 1 };
         // twiddles, while a register still belongs to one row
         for (k, x) in results.iter().enumerate() {
             let value = if k == 0 { x.clone() } else { format!("multiply({x}, t_w{k})") };
             let _ = writeln!(out, "    let t_x{k} = {value};");
         }
         let codelet = Codelet::new(last);
-        for block in 0..first / last {
+        // halves of a block: neighbouring points that one lane gets
+        let (halves, run) = (if points { 2 } else { 1 }, self.output == Access::Run);
+        let halves = if run { 2 } else { halves };
+        let size = lanes * halves;
+        for block in 0..first / size {
             let prefix = format!("b{block}_");
-            let _ = writeln!(out, "    // points from {}", block * last);
-            let transposed: Vec<Vec<String>> = (0..width)
+            let e = format!("{prefix}e");
+            let _ = writeln!(out, "    // points from {}", block * size);
+            let _ = writeln!(out, "    let {e} = {halves}u * lane + {}u;", block * size);
+            let transposed: Vec<Vec<String>> = (0..halves)
                 .map(|half| {
                     let registers = (0..lanes)
-                        .map(|r| format!("t_x{}", block * last + width * r + half))
+                        .map(|r| format!("t_x{}", block * size + halves * r + half))
                         .collect();
                     transpose(out, &format!("{prefix}h{half}_"), registers)
                 })
                 .collect();
-            for lane in 0..lanes as usize {
-                if points {
+            if points {
+                for lane in 0..lanes as usize {
                     let (x, y) = (&transposed[0][lane], &transposed[1][lane]);
                     for (j, half) in [(2 * lane, "xy"), (2 * lane + 1, "zw")] {
                         let _ = writeln!(
@@ -375,15 +408,46 @@ impl Variant {
                             "    let {prefix}i{j} = vec4<f32>({x}.{half}, {y}.{half});"
                         );
                     }
-                } else {
-                    let _ = writeln!(out, "    let {prefix}i{lane} = {};", transposed[0][lane]);
                 }
+                let results = codelet.wgsl(&prefix, out);
+                self.store(out, &e, first, None, &results);
+                continue;
             }
-            let e = format!("{prefix}e");
-            let _ = writeln!(out, "    let {e} = {width}u * lane + {}u;", block * last);
-            let results = codelet.wgsl(&prefix, out);
-            self.store(out, &e, first, None, &results);
+            let results: Vec<Vec<String>> = transposed
+                .iter()
+                .enumerate()
+                .map(|(half, registers)| {
+                    let prefix = format!("{prefix}{half}_");
+                    for (lane, x) in registers.iter().enumerate() {
+                        let _ = writeln!(out, "    let {prefix}i{lane} = {x};");
+                    }
+                    codelet.wgsl(&prefix, out)
+                })
+                .collect();
+            if run {
+                self.store_runs(out, &e, first, &results[0], &results[1]);
+            } else {
+                self.store(out, &e, first, None, &results[0]);
+            }
         }
+    }
+
+    /// Results `e + k p` and, beside them, `e + 1 + k p` of both rows.
+    fn store_runs(&self, out: &mut String, e: &str, p: u32, even: &[String], odd: &[String]) {
+        let _ = writeln!(out, "    if live {{");
+        for (row, half) in [(0, "xy"), (1, "zw")] {
+            let _ = writeln!(out, "    {}", if row == 0 { "{" } else { "if both {" });
+            let _ = writeln!(out, "        let h = (out{row} + o{row} + {e}) >> 1u;");
+            for ((k, x), y) in (0u32..).zip(even).zip(odd) {
+                let _ = writeln!(
+                    out,
+                    "        dst[h + {}u] = finish(vec4<f32>({x}.{half}, {y}.{half}));",
+                    k * p / 2
+                );
+            }
+            let _ = writeln!(out, "    }}");
+        }
+        let _ = writeln!(out, "    }}");
     }
 
     /// `t_wk = w^{q k}`, `q` the lane's row or rows.
@@ -466,7 +530,9 @@ impl Variant {
     fn store(&self, out: &mut String, e: &str, p: u32, busy: Option<u32>, results: &[String]) {
         let places = match (self.output, self.pass.pairing) {
             (Access::Run, _) => {
-                format!("    let {e}_h0 = out0 >> 1u;\n    let {e}_h1 = out1 >> 1u;\n")
+                format!(
+                    "    let {e}_h0 = (out0 + o0) >> 1u;\n    let {e}_h1 = (out1 + o1) >> 1u;\n"
+                )
             }
             (Access::Pair, Pairing::Points) => format!("    let {e}_h = (out0 + {e}) >> 1u;\n"),
             (Access::Pair, Pairing::Rows) => format!(

@@ -130,8 +130,6 @@ enum Place {
 struct Step {
     pass: Pass,
     axis: usize,
-    from: Place,
-    to: Place,
     /// Points along both axes of what is read and written.
     in_dims: [u32; 2],
     out_dims: [u32; 2],
@@ -222,21 +220,14 @@ impl Step {
         batch: u32,
         input: Strides,
         output: Strides,
-        in_place: bool,
+        origin: Origin,
     ) -> (Variant, Axes) {
         let axes = self.axes(batch, input, output);
         let pass = &self.pass;
-        let scratch = |place: Place| matches!(place, Place::Scratch(_));
         let mut variant = Variant {
             pass: pass.clone(),
             repeat: self.repeat(batch),
-            origin: if in_place {
-                Origin::InPlace
-            } else if scratch(self.from) && scratch(self.to) {
-                Origin::Scratch
-            } else {
-                Origin::Input
-            },
+            origin,
             input: if self.real_in { Access::Real } else { Access::Single },
             output: if self.real_out { Access::Real } else { Access::Single },
             rows_fast: axes.rows_fast,
@@ -249,44 +240,43 @@ impl Step {
             limit: self.limit,
             scale: self.scale != 1.0,
         };
-        let access = |[step, fast, slow, batch, offset]: [u32; 5], rows_even: bool| {
-            let even = |strides: &[u32]| strides.iter().all(|s| s.is_multiple_of(2));
-            match pass.pairing {
-                Pairing::Points if step == 1 && even(&[fast, slow, batch, offset]) => Access::Pair,
-                Pairing::Rows
-                    if axes.rows_fast && step == 1 && rows_even && even(&[slow, batch, offset]) =>
-                {
-                    Access::Pair
-                }
-                Pairing::Rows
-                    if !axes.rows_fast
-                        && fast == 1
-                        && axes.fast.is_multiple_of(2)
-                        && even(&[step, slow, batch, offset]) =>
-                {
-                    Access::Pair
-                }
-                Pairing::Rows
-                    if pass.m == 1
-                        && pass.stages.len() == 1
-                        && pass.radix.is_multiple_of(2)
-                        && step == 1
-                        && even(&[fast, slow, batch, offset]) =>
-                {
-                    Access::Run
-                }
-                _ => Access::Single,
-            }
+        let even = |strides: &[u32]| strides.iter().all(|s| s.is_multiple_of(2));
+        // neighbouring points of one row, all in one invocation
+        let run = |[step, fast, slow, batch, offset]: [u32; 5]| {
+            let dense = step == 1 && even(&[fast, slow, batch, offset, pass.radix]);
+            pass.pairing == Pairing::Rows && dense
         };
+        let pair = |[step, fast, slow, batch, offset]: [u32; 5], rows_even: bool| match pass.pairing
+        {
+            Pairing::Points => step == 1 && even(&[fast, slow, batch, offset]),
+            Pairing::Rows if axes.rows_fast => {
+                step == 1 && rows_even && even(&[slow, batch, offset])
+            }
+            Pairing::Rows => fast == 1 && even(&[axes.fast, step, slow, batch, offset]),
+        };
+        let single_stage = pass.stages.len() == 1;
+        let whole_runs = pass.shuffle.is_some_and(|lanes| pass.stages[0].is_multiple_of(2 * lanes));
         let m_even = pass.m.is_multiple_of(2);
         if variant.plain_input() {
-            variant.input = access(axes.input, m_even);
+            variant.input = if pair(axes.input, m_even) {
+                Access::Pair
+            } else if single_stage && pass.m == 1 && run(axes.input) {
+                Access::Run
+            } else {
+                Access::Single
+            };
         }
         if variant.plain_output() {
-            variant.output = access(axes.output, m_even && pass.p.is_multiple_of(2));
+            variant.output = if pair(axes.output, m_even && pass.p.is_multiple_of(2)) {
+                Access::Pair
+            } else if (single_stage || whole_runs) && pass.p == 1 && run(axes.output) {
+                Access::Run
+            } else {
+                Access::Single
+            };
         }
         // one binding has one element type
-        if in_place && variant.input != variant.output {
+        if origin == Origin::InPlace && variant.input != variant.output {
             (variant.input, variant.output) = (Access::Single, Access::Single);
         }
         (variant, axes)
@@ -298,8 +288,38 @@ impl Step {
 struct Design {
     steps: Vec<Step>,
     tables: Tables,
-    /// Bytes of the two parts of scratch.
+    /// With the output apart from the input, and in place.
+    apart: Route,
+    in_place: Route,
+}
+
+/// Where each step writes, and the bytes of the two parts of scratch.
+#[derive(Clone, Debug, Default)]
+struct Route {
+    to: Vec<Place>,
     scratch: [u64; 2],
+}
+
+impl Route {
+    /// Where a step reads.
+    fn from(&self, step: usize) -> Place {
+        if step == 0 { Place::Input } else { self.to[step - 1] }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.scratch[0].saturating_add(self.scratch[1])
+    }
+
+    /// How a step's input is bound.
+    fn origin(&self, step: usize, shared: bool) -> Origin {
+        let scratch = |place: Place| matches!(place, Place::Scratch(_));
+        match (self.from(step), self.to[step]) {
+            (from, to) if from == to => Origin::InPlace,
+            (Place::Input, Place::Output) if shared => Origin::InPlace,
+            (from, to) if scratch(from) && scratch(to) => Origin::Scratch,
+            _ => Origin::Input,
+        }
+    }
 }
 
 /// Must match `Params` of `shaders/fft/pass.wgsl`.
@@ -427,7 +447,8 @@ impl Fft {
             let scale = scale as f32;
             last.scale = scale;
         }
-        self.place(&mut design, batch);
+        design.apart = self.route(&design.steps, batch, false);
+        design.in_place = self.route(&design.steps, batch, true);
         design
     }
 
@@ -456,8 +477,6 @@ impl Fft {
             let tables = &mut design.tables;
             let step = Step {
                 axis,
-                from: Place::Input,
-                to: Place::Output,
                 in_dims: if first { before } else { with(length) },
                 out_dims: if last { after } else { with(length) },
                 real_in: first && real && !inverse,
@@ -487,34 +506,47 @@ impl Fft {
         }
     }
 
-    /// Chooses where each pass writes, and sizes the scratch.
-    fn place(&self, design: &mut Design, batch: u32) {
-        let steps = &mut design.steps;
-        let out_dims = self.dims(false);
-        let out_complex = self.parts(false) == 2;
-        let mut from = Place::Input;
-        for i in 0..steps.len() {
-            let last = i + 1 == steps.len();
-            let rest_in_place = steps[i + 1..].iter().all(Step::in_place);
-            let step = &mut steps[i];
-            let fits_output = out_complex && step.out_dims == out_dims;
-            step.from = from;
-            step.to = match from {
-                _ if last => Place::Output,
-                Place::Input if step.in_place() && fits_output && rest_in_place => Place::Output,
-                Place::Output | Place::Scratch(_) if step.in_place() => from,
-                Place::Scratch(0) => Place::Scratch(1),
-                _ => Place::Scratch(0),
+    /// Chooses where each step writes, with as little scratch as may be, and sizes it.
+    fn route(&self, steps: &[Step], batch: u32, shared: bool) -> Route {
+        /// Places from step `i` on, reading `from`.
+        fn search(
+            steps: &[Step],
+            i: usize,
+            from: Place,
+            fits: &dyn Fn(&Step) -> bool,
+            shared: bool,
+        ) -> Option<Vec<Place>> {
+            let Some(step) = steps.get(i) else { return Some(Vec::new()) };
+            let choices = if i + 1 == steps.len() {
+                vec![Place::Output]
+            } else {
+                let output = fits(step).then_some(Place::Output);
+                output.into_iter().chain([Place::Scratch(0), Place::Scratch(1)]).collect()
             };
-            if let Place::Scratch(part) = step.to {
+            choices.into_iter().find_map(|to| {
+                let same = from == to || (shared && (from, to) == (Place::Input, Place::Output));
+                if same && !step.in_place() {
+                    return None;
+                }
+                let rest = search(steps, i + 1, to, fits, shared)?;
+                Some(std::iter::once(to).chain(rest).collect())
+            })
+        }
+        let out_dims = self.dims(false);
+        let complex = self.parts(false) == 2;
+        let fits = |step: &Step| complex && step.out_dims == out_dims;
+        let to = search(steps, 0, Place::Input, &fits, shared).unwrap_or_default();
+        let mut scratch = [0; 2];
+        for (step, to) in steps.iter().zip(&to) {
+            if let Place::Scratch(part) = *to {
                 let [rows, columns] = step.out_dims.map(u64::from);
                 let bytes = (8 * rows * columns).saturating_mul(batch.into());
                 // both parts start where any device can bind
                 let aligned = bytes.checked_next_multiple_of(256).unwrap_or(u64::MAX);
-                design.scratch[part] = design.scratch[part].max(aligned);
+                scratch[part] = scratch[part].max(aligned);
             }
-            from = step.to;
         }
+        Route { to, scratch }
     }
 }
 
@@ -529,9 +561,15 @@ impl FftPlan {
         self.batch
     }
 
-    /// Bytes of scratch that [`FftArgs::scratch`] must have; 0 for most one-pass transforms.
+    /// Bytes of scratch that [`FftArgs::scratch`] must have when the output is another buffer than
+    /// the input; 0 for complex transforms of one or two passes.
     pub fn scratch_bytes(&self) -> u64 {
-        self.design.scratch[0].saturating_add(self.design.scratch[1])
+        self.design.apart.bytes()
+    }
+
+    /// [`scratch_bytes`](Self::scratch_bytes) when the output is the input; 0 for one pass.
+    pub fn scratch_bytes_in_place(&self) -> u64 {
+        self.design.in_place.bytes()
     }
 
     /// Number of dispatches.
@@ -551,15 +589,13 @@ impl FftPlan {
 
     /// Keys of the kernels, in order, for dense views.
     fn keys(&self) -> Vec<Key> {
-        self.design
-            .steps
-            .iter()
-            .map(|step| {
-                let (input, output) = (Strides::dense(step.in_dims), Strides::dense(step.out_dims));
-                let (variant, _) = step.variant(self.batch, input, output, step.from == step.to);
-                variant.key(&self.caps)
-            })
-            .collect()
+        let steps = self.design.steps.iter().enumerate();
+        let keys = steps.map(|(i, step)| {
+            let (input, output) = (Strides::dense(step.in_dims), Strides::dense(step.out_dims));
+            let origin = self.design.apart.origin(i, false);
+            step.variant(self.batch, input, output, origin).0.key(&self.caps)
+        });
+        keys.collect()
     }
 
     /// Records the kernels into the caller's encoder, in a compute pass of their own; submits
@@ -606,14 +642,13 @@ impl FftPlan {
         args.output.expect_output(OP, "output", shape(false), DType::F32)?;
         check_pairs("input", &args.input)?;
         check_pairs("output", &args.output)?;
-        let scratch = self.check_scratch(args.scratch)?;
         let steps = &self.design.steps;
         let shared = args.input.buffer == args.output.buffer;
-        // a first pass that may run in place, or writes to scratch, leaves the input be till read
-        let able = steps.first().is_none_or(|s| s.to != Place::Output || s.in_place());
-        if shared && (args.input.layout != args.output.layout || !able) {
+        if shared && (self.fft.real || args.input.layout != args.output.layout) {
             return Err(Error::SharedBuffer { op: OP, output: "output", other: "input" });
         }
+        let route = if shared { &self.design.in_place } else { &self.design.apart };
+        let scratch = check_scratch(args.scratch, route.bytes())?;
         if let Some(scratch) = scratch {
             for (other, buffer) in [("input", args.input.buffer), ("output", args.output.buffer)] {
                 if scratch == buffer {
@@ -626,11 +661,11 @@ impl FftPlan {
         }
 
         let mut work = Vec::new();
-        for step in steps {
+        for (i, step) in steps.iter().enumerate() {
             let place = |place: Place, dims: [u32; 2]| -> Result<(Resource<'_>, Strides)> {
                 match (place, scratch) {
                     (Place::Scratch(part), Some(buffer)) => {
-                        let size = self.design.scratch[part];
+                        let size = route.scratch[part];
                         if size > ctx.caps.binding_size {
                             let (need, limit) = (size, ctx.caps.binding_size);
                             return Err(Error::Limit {
@@ -642,7 +677,7 @@ impl FftPlan {
                         }
                         let binding = wgpu::BufferBinding {
                             buffer,
-                            offset: if part == 0 { 0 } else { self.design.scratch[0] },
+                            offset: if part == 0 { 0 } else { route.scratch[0] },
                             size: wgpu::BufferSize::new(size),
                         };
                         Ok((Resource::Buffer(binding), Strides::dense(dims)))
@@ -653,15 +688,14 @@ impl FftPlan {
                     _ => Ok(numbers(&args.input, args.input.bind(OP, "input", &ctx.caps)?)),
                 }
             };
-            let (source, input) = place(step.from, step.in_dims)?;
-            let (target, output) = place(step.to, step.out_dims)?;
-            let in_place = step.from == step.to
-                || (shared && (step.from, step.to) == (Place::Input, Place::Output));
-            let (variant, axes) = step.variant(self.batch, input, output, in_place);
+            let (source, input) = place(route.from(i), step.in_dims)?;
+            let (target, output) = place(route.to[i], step.out_dims)?;
+            let origin = route.origin(i, shared);
+            let (variant, axes) = step.variant(self.batch, input, output, origin);
             let kernel = ctx.kernel(variant.key(&self.caps))?;
             let groups = fold(OP, step.groups(self.batch, &self.caps), &self.caps)?;
             let mut resources = vec![target, self.tables.as_entire_binding()];
-            if !in_place {
+            if origin != Origin::InPlace {
                 resources.insert(0, source);
             }
             work.push((kernel, params(step, &axes), resources, groups));
@@ -671,35 +705,23 @@ impl FftPlan {
         }
         Ok(())
     }
+}
 
-    fn check_scratch<'a>(
-        &self,
-        scratch: Option<&'a wgpu::Buffer>,
-    ) -> Result<Option<&'a wgpu::Buffer>> {
-        let need = self.scratch_bytes();
-        if need == 0 {
-            return Ok(None);
-        }
-        let Some(buffer) = scratch else {
-            return Err(Error::argument(OP, "scratch", format!("needs {need} bytes, none given")));
-        };
-        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::Usage {
-                op: OP,
-                what: "scratch",
-                missing: wgpu::BufferUsages::STORAGE,
-            });
-        }
-        if buffer.size() < need {
-            return Err(Error::OutOfRange {
-                op: OP,
-                what: "scratch",
-                end: need,
-                size: buffer.size(),
-            });
-        }
-        Ok(Some(buffer))
+fn check_scratch(scratch: Option<&wgpu::Buffer>, need: u64) -> Result<Option<&wgpu::Buffer>> {
+    let what = "scratch";
+    if need == 0 {
+        return Ok(None);
     }
+    let Some(buffer) = scratch else {
+        return Err(Error::argument(OP, what, format!("needs {need} bytes, none given")));
+    };
+    if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+        return Err(Error::Usage { op: OP, what, missing: wgpu::BufferUsages::STORAGE });
+    }
+    if buffer.size() < need {
+        return Err(Error::OutOfRange { op: OP, what, end: need, size: buffer.size() });
+    }
+    Ok(Some(buffer))
 }
 
 /// The axes of a step: counts, and strides along `[step, fast, slow, batch, offset]`.
@@ -842,24 +864,26 @@ mod tests {
                     let fft = Fft { shape, direction, real, ..Default::default() };
                     let design = fft.design(3, &Caps::minimum());
                     let steps = &design.steps;
-                    assert_eq!(steps[0].from, Place::Input);
                     assert_eq!(steps[0].in_dims, fft.dims(true));
-                    assert_eq!(steps.last().unwrap().to, Place::Output);
                     assert_eq!(steps.last().unwrap().out_dims, fft.dims(false));
                     for pair in steps.windows(2) {
-                        assert_eq!(
-                            (pair[0].to, pair[0].out_dims),
-                            (pair[1].from, pair[1].in_dims),
-                            "{fft:?}"
-                        );
+                        assert_eq!(pair[0].out_dims, pair[1].in_dims, "{fft:?}");
                     }
-                    for step in steps {
-                        assert!(step.from != step.to || step.in_place(), "{fft:?}: {step:?}");
-                        if let Place::Scratch(part) = step.to {
-                            let [rows, columns] = step.out_dims.map(u64::from);
-                            assert!(design.scratch[part] >= 3 * 8 * rows * columns);
+                    let routes = [(&design.apart, false), (&design.in_place, true)];
+                    for (route, shared) in &routes[..if real { 1 } else { 2 }] {
+                        assert_eq!(route.to.len(), steps.len(), "{fft:?}: no route");
+                        assert_eq!(route.to.last(), Some(&Place::Output));
+                        for (i, step) in steps.iter().enumerate() {
+                            let in_place = route.origin(i, *shared) == Origin::InPlace;
+                            assert!(!in_place || step.in_place(), "{fft:?}: {step:?}");
+                            if let Place::Scratch(part) = route.to[i] {
+                                let [rows, columns] = step.out_dims.map(u64::from);
+                                assert!(route.scratch[part] >= 3 * 8 * rows * columns);
+                            }
                         }
                     }
+                    let direct = !real && design.steps.iter().all(|s| s.table_in.is_none());
+                    assert!(!direct || steps.len() > 2 || design.apart.bytes() == 0, "{fft:?}");
                 }
             }
         }
@@ -908,15 +932,15 @@ mod tests {
                             let dense =
                                 (Strides::dense(step.in_dims), Strides::dense(step.out_dims));
                             let odd = Strides { offset: 1, ..dense.0 };
-                            for (input, output, in_place) in [
-                                (dense.0, dense.1, false),
-                                (odd, dense.1, false),
-                                (dense.0, dense.1, true),
+                            for (input, output, origin) in [
+                                (dense.0, dense.1, Origin::Input),
+                                (odd, dense.1, Origin::Scratch),
+                                (dense.0, dense.1, Origin::InPlace),
                             ] {
-                                if in_place && !step.in_place() {
+                                if origin == Origin::InPlace && !step.in_place() {
                                     continue;
                                 }
-                                let (variant, _) = step.variant(2, input, output, in_place);
+                                let (variant, _) = step.variant(2, input, output, origin);
                                 let wgsl = variant.key(&caps).wgsl();
                                 if !seen.insert(wgsl.clone()) {
                                     continue;

@@ -118,10 +118,14 @@ struct Costs {
     /// An exchange by shuffles.
     shuffle: f64,
     flop: f64,
+    /// Each point above 16 that an invocation holds.
+    spill: f64,
 }
 
-const CPU: Costs = Costs { single: 0.25, twiddle: 0.5, shared: 3.0, shuffle: 0.5, flop: 0.02 };
-const GPU: Costs = Costs { single: 0.1, twiddle: 0.3, shared: 0.2, shuffle: 0.1, flop: 0.003 };
+const CPU: Costs =
+    Costs { single: 0.8, twiddle: 0.5, shared: 3.0, shuffle: 0.15, flop: 0.01, spill: 0.02 };
+const GPU: Costs =
+    Costs { single: 0.1, twiddle: 0.2, shared: 0.2, shuffle: 0.1, flop: 0.003, spill: 0.01 };
 
 /// `vec4`s of workgroup memory that kernels here use: no more than every device has, or 32 KiB.
 fn workgroup_vec4s(caps: &Caps) -> u32 {
@@ -198,10 +202,14 @@ fn pass_cost(pass: &Pass, contiguous: bool, budget: &Budget) -> f64 {
     let even = |n: u32| n.is_multiple_of(2);
     let (input, output) = match pass.pairing {
         Pairing::Points => (true, true),
-        Pairing::Rows if contiguous && pass.m > 1 => (even(pass.m), even(pass.m) && even(pass.p)),
         Pairing::Rows if contiguous => {
-            let run = pass.stages.len() == 1 && even(pass.radix);
-            (run, run)
+            let alone = pass.stages.len() == 1;
+            let runs = pass.shuffle.is_some_and(|lanes| pass.stages[0].is_multiple_of(2 * lanes));
+            let run = even(pass.radix) && pass.p == 1;
+            (
+                if pass.m > 1 { even(pass.m) } else { run && alone },
+                if pass.p > 1 { even(pass.m) && even(pass.p) } else { run && (alone || runs) },
+            )
         }
         // pairs of columns
         Pairing::Rows => (true, true),
@@ -211,9 +219,10 @@ fn pass_cost(pass: &Pass, contiguous: bool, budget: &Budget) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a few stages")]
     let exchanges = (pass.stages.len() - 1) as f64;
     let exchange = if pass.shuffle.is_some() { c.shuffle } else { c.shared };
-    // a long stage spills registers
-    let flops: f64 = pass.stages.iter().map(|&r| flops(r) + 0.1 * f64::from(r)).sum();
-    1.0 + singles * c.single + twiddles + exchanges * exchange + flops * c.flop
+    let flops: f64 = pass.stages.iter().map(|&r| flops(r)).sum();
+    let held = pass.stages.iter().max().copied().unwrap_or(1);
+    let spill = f64::from(held.saturating_sub(16));
+    1.0 + singles * c.single + twiddles + exchanges * exchange + flops * c.flop + spill * c.spill
 }
 
 /// Real operations for each point of a DFT of length `n`, about.
@@ -280,7 +289,7 @@ fn passes(n: u32, contiguous: bool, budget: &Budget) -> Option<(f64, Vec<Pass>)>
         for (a, first) in &parts {
             for (b, second) in parts.iter().filter(|(b, _)| (n / a).is_multiple_of(*b)) {
                 let Some(third) = find(n / a / b) else { continue };
-                // one way each: the cheapest comes first
+                // one way each: the most lanes come first
                 offer(vec![
                     pass(*a, 1, &first[0]),
                     pass(*b, *a, &second[0]),
@@ -295,32 +304,32 @@ fn passes(n: u32, contiguous: bool, budget: &Budget) -> Option<(f64, Vec<Pass>)>
 /// Stages of a pass, and the lanes that shuffle between them.
 type Way = (Vec<u32>, Option<u32>);
 
+/// Every way to do a pass.
 fn ways(radix: u32, budget: &Budget, pairing: Pairing) -> Vec<Way> {
-    let shuffled =
-        shuffled_stages(radix, budget, pairing).map(|(stages, lanes)| (stages, Some(lanes)));
     let plain = stages(radix, budget, pairing).map(|stages| (stages, None));
-    shuffled.into_iter().chain(plain).collect()
+    shuffled_stages(radix, budget, pairing)
+        .into_iter()
+        .map(|(stages, lanes)| (stages, Some(lanes)))
+        .chain(plain)
+        .collect()
 }
 
 /// Two stages with a transpose of lanes and registers between them, and the number of lanes: the
 /// second stage is as long as there are rows in the lanes, and each lane gets as many of its
 /// results as the others.
-fn shuffled_stages(radix: u32, budget: &Budget, pairing: Pairing) -> Option<(Vec<u32>, u32)> {
-    if radix <= budget.alone {
-        return None;
-    }
+fn shuffled_stages(radix: u32, budget: &Budget, pairing: Pairing) -> Vec<(Vec<u32>, u32)> {
     let rows = if pairing == Pairing::Points { 2 } else { 1 };
-    let mut lanes = budget.lanes;
-    while lanes > 1 {
-        let (first, last) = (radix / (rows * lanes), rows * lanes);
-        let exact = radix == first * last && first.is_multiple_of(last);
-        let short = |r| factors(r, budget.radix, &|_| true).is_some();
-        if exact && first <= MAX_RADIX && short(first) {
-            return Some((vec![first, last], lanes));
-        }
-        lanes /= 2;
-    }
-    None
+    let short = |r| factors(r, budget.radix, &|_| true).is_some();
+    (1..=budget.lanes.ilog2())
+        .rev()
+        .map(|log| 1 << log)
+        .filter_map(|lanes| {
+            let (first, last) = (radix / (rows * lanes), rows * lanes);
+            let exact = radix == first * last && first.is_multiple_of(last);
+            let fits = exact && first > 1 && first <= MAX_RADIX && short(first);
+            fits.then(|| (vec![first, last], lanes))
+        })
+        .collect()
 }
 
 /// The stages of a pass, `None` if it does not fit a workgroup or the pairing.
@@ -526,7 +535,6 @@ mod tests {
         let lanes8 = Caps { subgroup: Some((8, 8)), tier: Tier::Subgroup, ..cpu() };
         assert_eq!(stages(1024, &lanes8), [[64, 16]]);
         assert_eq!(stages(128, &lanes8), [[16, 8]]);
-        assert_eq!(stages(100, &lanes8), [[50, 2]]);
         assert_eq!(stages(1024, &gpu()), [[16, 8, 8]]);
         assert_eq!(stages(1 << 20, &gpu()).len(), 2);
         assert_eq!(stages(31, &cpu()), [[31]]);

@@ -19,7 +19,7 @@ pub(crate) struct Tables {
 enum Kind {
     Stages(Vec<u32>, Pairing),
     Lanes { stages: Vec<u32>, pairing: Pairing },
-    Pass { p: u32, radix: u32 },
+    Pass { p: u32, radix: u32, r: u32 },
     Chirp(u32),
     Kernel { n: u32, m: u32 },
 }
@@ -129,12 +129,18 @@ impl Tables {
         }) / 2
     }
 
-    /// Twiddles before a later pass: `w_{pR}^{k j}` at `j p + k`.
+    /// Twiddles before a later pass, `w^{k j}` with `w = w_{pR}` and `j = a + s i`, `s` the rows of
+    /// its first stage: `w^{k a}` at `a p + k`, then `w^{k s e}` for the `exponents` of that stage.
+    /// `w^{k s i}` is a product of two of the latter.
     pub(crate) fn pass(&mut self, pass: &Pass) -> u32 {
-        let (p, radix) = (pass.p, pass.radix);
-        self.table(Kind::Pass { p, radix }, || {
+        let (p, radix, r) = (pass.p, pass.radix, pass.stages[0]);
+        self.table(Kind::Pass { p, radix, r }, || {
             let n = p as usize * radix as usize;
-            (0..radix as usize).flat_map(|j| (0..p as usize).map(move |k| root(k * j, n))).collect()
+            let rows = radix / r;
+            (0..rows)
+                .chain(exponents(r).into_iter().map(|e| rows * e))
+                .flat_map(|j| (0..p as usize).map(move |k| root(k * j as usize, n)))
+                .collect()
         })
     }
 
