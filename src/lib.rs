@@ -9,6 +9,7 @@ mod context;
 mod dispatch;
 mod element;
 mod error;
+pub mod fft;
 pub mod linear_attention;
 pub mod measure;
 pub mod reference;

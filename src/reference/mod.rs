@@ -9,3 +9,5 @@ mod linear_attention;
 
 pub use attention::attention;
 pub use linear_attention::{LinearAttentionInputs, LinearAttentionOutputs, linear_attention};
+mod fft;
+pub use fft::dft;
