@@ -126,7 +126,8 @@ impl TensorDecl {
     /// Indices are in elements from the start of the binding.
     /// - read: `NAME_load(i)`, `NAME_load4(i)` (four consecutive; `i` a multiple of four where
     ///   `vec4`), `NAME_load4n(i, n)` (the first `n` of four, then zeros).
-    /// - write: `NAME_store(i, x)`, `NAME_store4(i, x)`, `NAME_store4n(i, n, x)`.
+    /// - write: `NAME_store(i, x)`, `NAME_store4(i, x)`, `NAME_store4n(i, n, x)`; for scalar f32
+    ///   also `NAME_store_bits(i, u)`: WGSL has no infinity, an LSE of -inf is stored as its bits.
     /// - a write binding can be read too, through the same load functions.
     ///
     /// Unaligned 16-bit stores go through integer atomics: two invocations may own the two halves
@@ -203,12 +204,34 @@ impl TensorDecl {
                     ),
                 ),
             };
+            if self == (Self { dtype: DType::F32, vec4: false }) {
+                line += &format!(
+                    " fn {name}_store_bits(i: u32, x: u32) {{ {name}[i] = bitcast<f32>(x); }}"
+                );
+            }
             if let Some(store1) = store1 {
                 line += &format!(" fn {name}_store(i: u32, x: f32) {{ {store1} }}");
             }
             line += &format!(
                 " fn {name}_store4(i: u32, x: vec4<f32>) {{ {store4} }} \
                  fn {name}_store4n(i: u32, n: u32, x: vec4<f32>) {{ {store4n} }}"
+            );
+        }
+        line
+    }
+
+    /// The line of an optional tensor that is absent: no binding, loads of zero, no stores.
+    pub(crate) fn absent(name: &str, writable: bool) -> String {
+        let mut line = format!(
+            "fn {name}_load(i: u32) -> f32 {{ return 0.0; }} \
+             fn {name}_load4(i: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }} \
+             fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"
+        );
+        if writable {
+            line += &format!(
+                " fn {name}_store(i: u32, x: f32) {{ }} fn {name}_store_bits(i: u32, x: u32) {{ }} \
+                 fn {name}_store4(i: u32, x: vec4<f32>) {{ }} \
+                 fn {name}_store4n(i: u32, n: u32, x: vec4<f32>) {{ }}"
             );
         }
         line

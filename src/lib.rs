@@ -2,10 +2,17 @@
 #![deny(missing_docs)]
 
 mod caps;
+mod context;
+mod dispatch;
 mod element;
 mod error;
+pub mod measure;
+mod shader;
+mod tensor;
 
 pub use caps::{Caps, Tier};
+pub use context::Context;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
+pub use tensor::{Layout, Tensor, TensorView};
 pub use wgpu;

@@ -1,0 +1,349 @@
+//! From a kernel file and its constants to a compiled pipeline.
+//!
+//! A kernel is a plain WGSL file with three kinds of marked lines, each valid WGSL as it stands:
+//!
+//! - `const HEAD_DIM: u32 = 64u; // @spec`, or `alias NAME = ...; // @spec`: the value is replaced.
+//! - `@group(0) @binding(1) var<storage, read> q: ... // @tensor`: the line is written again for
+//!   the tensor's element type and alignment, see [`TensorDecl`]. An absent optional tensor leaves
+//!   no binding; bindings are numbered in the order of their lines.
+//! - `// @unroll NAME` ... `// @end`: see [`unroll`].
+//!
+//! Files of `shaders/lib` follow the kernel (WGSL needs no order), so that line numbers in
+//! messages are the kernel's own.
+
+use std::{borrow::Cow, fmt::Write as _};
+
+use crate::{Context, Error, Result, element::TensorDecl};
+
+/// A kernel file: its path under `shaders/`, for messages, and its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Source {
+    pub(crate) path: &'static str,
+    pub(crate) text: &'static str,
+}
+
+/// A [`Source`] of the file at this path under `shaders/`.
+macro_rules! source {
+    ($path:literal) => {
+        $crate::shader::Source {
+            path: $path,
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)),
+        }
+    };
+}
+pub(crate) use source;
+
+/// Files of pure functions, appended where a kernel names them.
+const LIBS: &[Source] = &[source!("lib/element.wgsl"), source!("lib/index.wgsl")];
+
+/// One kernel specialised: everything that changes its WGSL, and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) source: Source,
+    pub(crate) entry: &'static str,
+    /// Value of every `@spec` line, as WGSL.
+    pub(crate) spec: Vec<(&'static str, String)>,
+    /// Declaration of every `@tensor` line.
+    /// `None` for an optional tensor that is absent: its line is dropped.
+    pub(crate) tensors: Vec<(&'static str, Option<TensorDecl>)>,
+}
+
+impl Key {
+    /// The final text.
+    pub(crate) fn wgsl(&self) -> String {
+        let mut text = specialize(self.source.text, &self.spec, &self.tensors);
+        // a lib function that calls another lib's is not found here; none does
+        let kernel = text.clone();
+        for lib in LIBS {
+            let used = lib
+                .text
+                .lines()
+                .filter_map(|l| l.strip_prefix("fn ")?.split('(').next())
+                .any(|name| names(&kernel, name));
+            if used {
+                text.push('\n');
+                text.push_str(lib.text);
+            }
+        }
+        text
+    }
+
+    /// File, entry point and constants, for profilers and messages.
+    pub(crate) fn label(&self) -> String {
+        let mut label = format!("{}:{}", self.source.path.trim_end_matches(".wgsl"), self.entry);
+        for (name, value) in &self.spec {
+            let _ = write!(label, " {name}={value}");
+        }
+        for (name, decl) in &self.tensors {
+            if let Some(decl) = decl {
+                let _ = write!(label, " {name}:{}{}", decl.dtype, if decl.vec4 { "x4" } else { "" });
+            }
+        }
+        label
+    }
+}
+
+/// Whether `text` uses `name` as a whole word.
+fn names(text: &str, name: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(name).any(|(at, _)| {
+        !text[..at].ends_with(word) && !text[at + name.len()..].starts_with(word)
+    })
+}
+
+/// Replaces the value of each `@spec` line, writes each `@tensor` line anew, unrolls `@unroll`.
+///
+/// # Panics
+/// If the names given and the names in the file are not the same sets: a bug in this crate, never
+/// input.
+pub(crate) fn specialize(
+    source: &str,
+    spec: &[(&'static str, String)],
+    tensors: &[(&'static str, Option<TensorDecl>)],
+) -> String {
+    let (mut specs_seen, mut tensors_seen, mut binding) = (0, 0, 0);
+    let mut out = String::with_capacity(source.len());
+    for line in source.lines() {
+        if line.ends_with("// @spec") {
+            let (head, _) = line.split_once('=').unwrap_or_else(|| panic!("@spec without a value: {line}"));
+            let name = head.split([':', ' ']).nth(1).unwrap_or_default();
+            let value = spec
+                .iter()
+                .find(|(n, _)| *n == name)
+                .unwrap_or_else(|| panic!("no value for @spec {name}"));
+            let _ = write!(out, "{head}= {}; // @spec", value.1);
+            specs_seen += 1;
+        } else if line.ends_with("// @tensor") {
+            let (writable, name) = tensor_line(line);
+            let decl = tensors
+                .iter()
+                .find(|(n, _)| *n == name)
+                .unwrap_or_else(|| panic!("no declaration for @tensor {name}"));
+            match decl.1 {
+                Some(decl) => {
+                    let _ = write!(out, "{} // @tensor", decl.wgsl(name, binding, writable));
+                    binding += 1;
+                }
+                None => out.push_str(&TensorDecl::absent(name, writable)),
+            }
+            tensors_seen += 1;
+        } else if let Some((_, rest)) = line
+            .strip_prefix("@group(0) @binding(")
+            .and_then(|rest| rest.split_once(')'))
+        {
+            let _ = write!(out, "@group(0) @binding({binding}){rest}");
+            binding += 1;
+        } else {
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+    assert_eq!(specs_seen, spec.len(), "@spec lines and values differ");
+    assert_eq!(tensors_seen, tensors.len(), "@tensor lines and declarations differ");
+    unroll(&out)
+}
+
+/// Whether a `@tensor` line's tensor is written, and its name.
+fn tensor_line(line: &str) -> (bool, &str) {
+    let parse = || {
+        let rest = line.split("var<storage, ").nth(1)?;
+        let (access, rest) = rest.split_once("> ")?;
+        Some((access == "read_write", rest.split(':').next()?))
+    };
+    parse().unwrap_or_else(|| panic!("not a tensor declaration: {line}"))
+}
+
+/// Writes out marked loops: registers tiles and constant-lane broadcasts need constant indices,
+/// which WGSL only has in unrolled text.
+///
+/// ```wgsl
+/// // @unroll I 4
+/// acc[I] = fma(x, w[I], acc[I]);
+/// // @end
+/// ```
+///
+/// repeats the lines with `I` (a whole word) replaced by `0`, `1`, `2`, `3` and a `u` suffix left
+/// to the text. The count is a number or the name of a `const NAME: u32` of the file (after
+/// specialisation). Loops nest. As WGSL, the block is its first pass only if `I` is declared: a
+/// file does so with `const I: u32 = 0u; // @index`, which the expansion leaves in place.
+///
+/// # Panics
+/// If a block is not closed or its count not known: a bug in this crate, never input.
+fn unroll(text: &str) -> String {
+    fn expand<'a>(lines: &mut impl Iterator<Item = &'a str>, text: &str, top: bool) -> String {
+        let mut out = String::new();
+        while let Some(line) = lines.next() {
+            let mark = line.trim();
+            if mark == "// @end" {
+                assert!(!top, "@end without @unroll");
+                return out;
+            }
+            if let Some(rest) = mark.strip_prefix("// @unroll ") {
+                let (name, count) = rest.split_once(' ').unwrap_or_else(|| panic!("bad {mark}"));
+                let n = constant(text, count).unwrap_or_else(|| panic!("{mark}: {count} is not known"));
+                let body = expand(lines, text, false);
+                for i in 0..n {
+                    out.push_str(&replace_word(&body, name, &format!("{i}u")));
+                }
+            } else {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+        assert!(top, "@unroll without @end");
+        out
+    }
+    if text.contains("// @unroll ") { expand(&mut text.lines(), text, true) } else { text.to_owned() }
+}
+
+/// Value of a number or of a `const NAME: u32 = VALUEu;` line.
+fn constant(text: &str, name: &str) -> Option<u32> {
+    if let Ok(n) = name.parse() {
+        return Some(n);
+    }
+    let head = format!("const {name}: u32 = ");
+    let line = text.lines().find_map(|l| l.strip_prefix(&head))?;
+    line.split(';').next()?.trim().trim_end_matches('u').parse().ok()
+}
+
+fn replace_word(text: &str, word: &str, with: &str) -> String {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(word) {
+        let (before, after) = (&rest[..at], &rest[at + word.len()..]);
+        let whole = !before.ends_with(part) && !after.starts_with(part);
+        out.push_str(before);
+        out.push_str(if whole { with } else { word });
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// What a binding is, read from the kernel's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Binding {
+    /// `var<uniform>`
+    Uniform,
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    Write,
+}
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) label: String,
+    pub(crate) wgsl: String,
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+    /// In order of their index, which counts from 0 without gaps.
+    pub(crate) bindings: Vec<Binding>,
+}
+
+impl Kernel {
+    pub(crate) fn compile(ctx: &Context, key: &Key) -> Result<Self> {
+        let wgsl = key.wgsl();
+        let label = key.label();
+        let bindings = bindings(&wgsl);
+        let storage = bindings.iter().filter(|b| **b != Binding::Uniform).count() as u64;
+        if storage > u64::from(ctx.caps.storage_buffers) {
+            return Err(Error::Limit {
+                op: key.entry,
+                what: "storage buffers in one kernel",
+                need: storage,
+                limit: u64::from(ctx.caps.storage_buffers),
+            });
+        }
+        let started = std::time::Instant::now();
+        let compiled = ctx.guard(key.entry, None, || {
+            let checks = wgpu::ShaderRuntimeChecks {
+                // every loop here ends by construction, and bounding costs a factor of two
+                force_loop_bounding: false,
+                // divisors are constants or checked on the host
+                int_div_checks: false,
+                ..wgpu::ShaderRuntimeChecks::checked()
+            };
+            let descriptor = wgpu::ShaderModuleDescriptor {
+                label: Some(&label),
+                source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(&wgsl)),
+            };
+            // SAFETY: bounds checks stay on; the loops of our own kernels are bounded by their
+            // parameters and no integer division in them can have a zero divisor.
+            let module = unsafe { ctx.device.create_shader_module_trusted(descriptor, checks) };
+            let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
+                .zip(&bindings)
+                .map(|(binding, kind)| wgpu::BindGroupLayoutEntry {
+                    binding,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer {
+                        ty: match kind {
+                            Binding::Uniform => wgpu::BufferBindingType::Uniform,
+                            Binding::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                            Binding::Write => wgpu::BufferBindingType::Storage { read_only: false },
+                        },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
+                    },
+                    count: None,
+                })
+                .collect();
+            let layout = ctx.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(&label),
+                entries: &entries,
+            });
+            let pipeline_layout = ctx.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(&label),
+                bind_group_layouts: &[Some(&layout)],
+                ..Default::default()
+            });
+            let pipeline = ctx.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(&label),
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: Some(key.entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    // kernels write workgroup memory before they read it
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
+                },
+                cache: None,
+            });
+            (pipeline, layout)
+        });
+        let (pipeline, layout) = match compiled {
+            Ok(parts) => parts,
+            Err(Error::Device { message, .. }) => return Err(Error::Compile { kernel: label, message }),
+            Err(other) => return Err(other),
+        };
+        log::debug!("compiled {label} in {:.1?}", started.elapsed());
+        Ok(Self { label, wgsl, pipeline, layout, bindings })
+    }
+}
+
+/// The bindings of a kernel text, by index.
+///
+/// # Panics
+/// If the indices have gaps: a bug in this crate, never input.
+fn bindings(wgsl: &str) -> Vec<Binding> {
+    let mut found: Vec<(u32, Binding)> = wgsl
+        .lines()
+        .filter(|line| line.starts_with("@group(0)"))
+        .filter_map(|line| {
+            let index = line.split("@binding(").nth(1)?.split(')').next()?.parse().ok()?;
+            let kind = if line.contains("var<uniform>") {
+                Binding::Uniform
+            } else if line.contains("var<storage, read_write>") {
+                Binding::Write
+            } else {
+                Binding::Read
+            };
+            Some((index, kind))
+        })
+        .collect();
+    found.sort_by_key(|(index, _)| *index);
+    assert!(found.iter().map(|f| f.0).eq(0..u32::try_from(found.len()).unwrap_or(0)), "bindings have gaps");
+    found.into_iter().map(|(_, kind)| kind).collect()
+}
