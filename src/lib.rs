@@ -1,12 +1,14 @@
 //! Portable GPU compute kernels on wgpu.
 #![deny(missing_docs)]
 
+pub mod attention;
 mod caps;
 mod context;
 mod dispatch;
 mod element;
 mod error;
 pub mod measure;
+pub mod reference;
 mod shader;
 mod tensor;
 

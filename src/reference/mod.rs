@@ -1,0 +1,9 @@
+//! Definitions, in f64, of what each operator computes: one file for each, written as the formula
+//! reads, without blocking, and sharing no code with the kernels or their planners.
+//!
+//! They are public so that users can check against them too. Arrays are row-major in the axis
+//! order that the operator documents.
+
+mod attention;
+
+pub use attention::attention;
