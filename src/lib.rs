@@ -7,6 +7,7 @@ mod context;
 mod dispatch;
 mod element;
 mod error;
+pub mod gaunt;
 pub mod measure;
 pub mod reference;
 mod shader;

@@ -5,5 +5,11 @@
 //! order that the operator documents.
 
 mod attention;
+mod gaunt;
+mod spherical_harmonics;
+mod wigner;
 
 pub use attention::attention;
+pub use gaunt::*;
+pub use spherical_harmonics::spherical_harmonics;
+pub use wigner::{real_wigner_3j, wigner_3j};

@@ -129,22 +129,21 @@ mod tests {
                 assert!((wigner_3j(l, 0, l, m, 0, -m) / want - 1.0).abs() < 1e-13);
             }
         }
-        // (l 1 l; m 0 -m) = (-1)^(l - m) m / sqrt(l (l + 1) (2 l + 1))
+        // (l l 1; m -m 0) = (-1)^(l - m) m / sqrt(l (l + 1) (2 l + 1))
         for l in 1..=40u32 {
             for m in 1..=l.cast_signed() {
                 let sign = if (l.cast_signed() - m) % 2 == 0 { 1.0 } else { -1.0 };
                 let want = sign * f64::from(m) / (f64::from(l) * f64::from(l + 1) * f64::from(2 * l + 1)).sqrt();
-                assert!((wigner_3j(l, 1, l, m, 0, -m) / want - 1.0).abs() < 1e-13);
+                assert!((wigner_3j(l, l, 1, m, -m, 0) / want - 1.0).abs() < 1e-13);
             }
         }
         assert!((wigner_3j(2, 2, 2, 0, 0, 0) + (2.0f64 / 35.0).sqrt()).abs() < 1e-15);
-        assert!((wigner_3j(2, 4, 6, 1, -3, 2).powi(2) - 16.0 / 1287.0).abs() < 0.1);
     }
 
     #[test]
     fn orthogonality() {
         // sum over m1, m2 of (2 l3 + 1) w^2 = 1
-        for (l1, l2) in [(3, 5), (12, 12), (16, 16), (20, 31)] {
+        for (l1, l2) in [(3u32, 5u32), (12, 12), (16, 16), (20, 31)] {
             for l3 in l1.max(l2) - l1.min(l2)..=l1 + l2 {
                 for m3 in [0, l3.cast_signed() / 2, l3.cast_signed()] {
                     let mut sum = 0.0;
