@@ -3,6 +3,8 @@
 
 pub mod attention;
 mod caps;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod context;
 mod dispatch;
 mod element;

@@ -1,2 +1,65 @@
-//! The `tilewise` program.
-fn main() {}
+//! The `tilewise` program: looks at devices, runs golden cases, shows what the crate does.
+
+mod adapter;
+mod conformance;
+mod demo;
+mod devices;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What ends a command early; printed for a person.
+type Failure = Box<dyn std::error::Error>;
+
+/// Portable GPU compute kernels: look at devices, run golden cases, see a demonstration.
+#[derive(Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  tilewise devices
+  tilewise demo --out out
+  tilewise conformance --cases tests/golden --op sdpa
+  tilewise conformance --cases tests/golden --adapter all --dtype f16
+
+WGPU_BACKEND (vulkan, metal, dx12, gl) and WGPU_ADAPTER_NAME choose among adapters as in any wgpu
+program; RUST_LOG=info shows more."
+)]
+struct Cli {
+    /// Adapter whose backend is NAME, or whose name or driver contains it, in any case [default:
+    /// the high-performance one]
+    #[arg(long, global = true, value_name = "NAME")]
+    adapter: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Devices(devices::Args),
+    Demo(demo::Args),
+    Conformance(conformance::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // a machine without a display tells so through EGL at every start
+    let filter = env_logger::Env::default().default_filter_or("error,wgpu_hal::gles::egl=off");
+    env_logger::Builder::from_env(filter).init();
+    let adapter = cli.adapter.as_deref();
+    let result = match &cli.command {
+        Command::Devices(args) => devices::run(args, adapter),
+        Command::Demo(args) => demo::run(args, adapter),
+        Command::Conformance(args) => conformance::run(args, adapter),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

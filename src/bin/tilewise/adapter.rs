@@ -1,0 +1,87 @@
+//! Which adapter a command runs on.
+
+use tilewise::Context;
+use tilewise::wgpu::{Adapter, AdapterInfo};
+
+use crate::Failure;
+
+/// Opens the adapter that is wanted, or the context's own choice.
+pub(crate) fn open(wanted: Option<&str>) -> Result<Context, Failure> {
+    let Some(wanted) = wanted else {
+        return Ok(Context::new_blocking()?);
+    };
+    let adapters = pollster::block_on(Context::adapters());
+    let infos: Vec<AdapterInfo> = adapters.iter().map(Adapter::get_info).collect();
+    let chosen = find(&infos, wanted)?;
+    Ok(pollster::block_on(Context::from_adapter(&adapters[chosen]))?)
+}
+
+/// Opens every adapter; those that do not open come with their description and the error.
+pub(crate) fn open_all() -> Vec<Result<Context, (String, tilewise::Error)>> {
+    pollster::block_on(Context::adapters())
+        .iter()
+        .map(|a| {
+            pollster::block_on(Context::from_adapter(a)).map_err(|e| (describe(&a.get_info()), e))
+        })
+        .collect()
+}
+
+/// Name and backend on one line.
+pub(crate) fn describe(info: &AdapterInfo) -> String {
+    let driver = if info.driver_info.is_empty() { &info.driver } else { &info.driver_info };
+    let tail = if driver.is_empty() { String::new() } else { format!(", {driver}") };
+    format!("{} ({}{tail})", info.name, info.backend)
+}
+
+/// The first adapter whose backend is `wanted`, else whose name contains it, else whose driver
+/// does. Backends come first so that `gl` does not find a name like `Google`.
+fn find(infos: &[AdapterInfo], wanted: &str) -> Result<usize, Failure> {
+    let wanted_lower = wanted.to_lowercase();
+    let contains = |text: &str| text.to_lowercase().contains(&wanted_lower);
+    infos
+        .iter()
+        .position(|i| i.backend.to_str() == wanted_lower)
+        .or_else(|| infos.iter().position(|i| contains(&i.name)))
+        .or_else(|| infos.iter().position(|i| contains(&i.driver) || contains(&i.driver_info)))
+        .ok_or_else(|| {
+            let list: Vec<String> = infos.iter().map(|i| format!("\n  {}", describe(i))).collect();
+            match list.as_slice() {
+                [] => NO_ADAPTER.into(),
+                _ => format!("no adapter matches {wanted:?}; there are:{}", list.concat()).into(),
+            }
+        })
+}
+
+/// What to say on a machine without any adapter.
+pub(crate) const NO_ADAPTER: &str =
+    "no adapter found; scripts/setup.sh installs a software driver where there is no GPU";
+
+/// Whether a machine without any adapter is acceptable.
+pub(crate) fn none_allowed() -> bool {
+    std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find;
+    use tilewise::wgpu::{AdapterInfo, Backend, DeviceType};
+
+    fn info(name: &str, backend: Backend) -> AdapterInfo {
+        AdapterInfo { name: name.into(), ..AdapterInfo::new(DeviceType::Cpu, backend) }
+    }
+
+    #[test]
+    fn a_backend_is_found_before_a_name() {
+        let all = [
+            info("SwiftShader Device (Google)", Backend::Vulkan),
+            info("llvmpipe (LLVM 15)", Backend::Vulkan),
+            info("llvmpipe (LLVM 15)", Backend::Gl),
+        ];
+        assert_eq!(find(&all, "GL").unwrap(), 2);
+        assert_eq!(find(&all, "swiftshader").unwrap(), 0);
+        assert_eq!(find(&all, "LLVMPIPE").unwrap(), 1);
+        let error = find(&all, "radeon").unwrap_err().to_string();
+        assert!(error.contains("radeon") && error.contains("llvmpipe (LLVM 15) (gl)"), "{error}");
+        assert!(find(&[], "gl").unwrap_err().to_string().contains("no adapter found"));
+    }
+}

@@ -1,0 +1,124 @@
+//! The `tilewise` program as a user meets it: what it says and how it exits.
+#![cfg(feature = "cli")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn tilewise(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tilewise")).args(args).output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A folder of its own under the target folder, emptied.
+fn folder(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).expect("the target folder is writable");
+    dir
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// Runs a command that must fail without a panic, and returns what it said.
+fn refused(args: &[&str]) -> String {
+    let output = tilewise(args);
+    let said = text(&output.stderr);
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {:?}: {said}", output.status);
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[test]
+fn mistakes_are_named() {
+    let golden = golden();
+    let golden = golden.to_str().expect("a plain path");
+    let empty = folder("cli-empty");
+    let empty = empty.to_str().expect("a plain path");
+    let table: [(&[&str], &str); 9] = [
+        (&["conformance"], "--cases <DIR>"),
+        (&["conformance", "--cases", "no/such"], "error: no/such: "),
+        (&["conformance", "--cases", empty], "no .safetensors file"),
+        (
+            &["conformance", "--cases", golden, "--op", "sdp"],
+            "no case has op \"sdp\"; there are: axial",
+        ),
+        (
+            &["conformance", "--cases", golden, "--family", "x"],
+            "no case has family \"x\"; there are: gaunt",
+        ),
+        (
+            &["conformance", "--cases", golden, "--op", "sdpa", "--family", "gaunt"],
+            "no case has both",
+        ),
+        (
+            &["conformance", "--cases", golden, "--dtype", "f64"],
+            "[possible values: f32, f16, bf16]",
+        ),
+        (
+            &["conformance", "--cases", golden, "--tier", "fast"],
+            "[possible values: portable, subgroup]",
+        ),
+        (&["demo", "--part", "paint"], "[possible values: denoise"),
+    ];
+    for (args, want) in table {
+        let said = refused(args);
+        assert!(said.contains(want), "{args:?}: wanted {want:?} in {said}");
+    }
+    for command in ["devices", "demo", "conformance"] {
+        let help = tilewise(&[command, "--help"]);
+        assert!(help.status.success());
+        assert!(text(&help.stdout).contains("Examples:"), "{command}");
+    }
+}
+
+#[test]
+fn an_unknown_adapter_is_answered_with_a_list() {
+    let said = refused(&["devices", "--adapter", "no such adapter"]);
+    assert!(said.contains("no adapter matches") || said.contains("no adapter found"), "{said}");
+}
+
+#[test]
+fn a_broken_case_fails_by_name_and_the_others_still_count() {
+    let dir = folder("cli-broken");
+    let case = "na1d_reject_window_gt_extent.safetensors";
+    let bytes = std::fs::read(golden().join(case)).expect("a golden case");
+    std::fs::write(dir.join(case), &bytes).expect("written");
+    std::fs::write(dir.join("cut.safetensors"), &bytes[..1000]).expect("written");
+    let json = dir.join("report.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_tilewise"))
+        .env("TILEWISE_ALLOW_NO_GPU", "1")
+        .arg("conformance")
+        .arg("--cases")
+        .arg(&dir)
+        .arg("--json")
+        .arg(&json)
+        .output()
+        .expect("the program starts");
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cut.safetensors: not a safetensors file: header length"), "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(last.contains(" passed, 1 failed, "), "{last}");
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(json).expect("written")).expect("valid JSON");
+    assert_eq!(report[0]["status"], "fail", "{report}");
+}
+
+#[test]
+fn devices_are_listed_as_json() {
+    let output = Command::new(env!("CARGO_BIN_EXE_tilewise"))
+        .env("TILEWISE_ALLOW_NO_GPU", "1")
+        .args(["devices", "--json"])
+        .output()
+        .expect("the program starts");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
+    for device in list.as_array().expect("a list") {
+        assert!(device["name"].is_string() && device["tier"].is_string(), "{device}");
+    }
+}
