@@ -3,7 +3,7 @@
 // nothing but those is read or written. The arithmetic between is written out for one shape:
 // see src/gaunt/program.rs for what it computes.
 //   x0, x1, ..: [B, C, (lmax_i + 1)^2]    z: [B, C, (lmax_out + 1)^2]
-//   w0, .., wz: [C, lmax + 1], by degree, optional    gather0, ..: [B], rows of x0, .., optional
+//   w0, .., wz: [B, C, lmax + 1], by degree, optional    gather0, ..: [B], rows of x0, .., optional
 // Source: Luo et al. 2024, arXiv:2401.10216; Xie et al. 2025, arXiv:2506.13523.
 const WORKGROUP: u32 = 64u; // @spec
 

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::program::{Constants, Program, Sampling, Text};
+use super::{
+    maps::Weight,
+    program::{Constants, Program, Sampling, Text},
+};
 use crate::{
     Context, DType, Error, Result, TensorView, Tier,
     dispatch::{Bound, Resource, dispatch, fold},
@@ -63,8 +66,7 @@ struct Variant {
 pub(crate) struct Operand<'a> {
     pub(crate) name: &'static str,
     pub(crate) view: TensorView<'a, 3>,
-    /// `[channels, lmax + 1]`
-    pub(crate) weight: Option<(&'static str, TensorView<'a, 2>)>,
+    pub(crate) weight: Option<Weight<'a>>,
     /// Row of `view` for every batch index: checked `u32`s.
     pub(crate) gather: Option<&'a wgpu::Buffer>,
 }
@@ -243,7 +245,7 @@ impl Fused {
                 let k = i + 1;
                 let _ = writeln!(
                     load,
-                    "let u{i}_{l} = w{i}_load(params.weights[{k}].z + channel * params.weights[{k}].x + {l}u);"
+                    "let u{i}_{l} = w{i}_load(params.weights[{k}].z + batch * params.weights[{k}].x + channel * params.weights[{k}].y + {l}u);"
                 );
             }
             for k in l * l..(l + 1) * (l + 1) {
@@ -265,7 +267,7 @@ impl Fused {
             if v.weight_out {
                 let _ = writeln!(
                     store,
-                    "let uz_{l} = wz_load(params.weights[0].z + channel * params.weights[0].x + {l}u);"
+                    "let uz_{l} = wz_load(params.weights[0].z + batch * params.weights[0].x + channel * params.weights[0].y + {l}u);"
                 );
             }
             for k in l * l..(l + 1) * (l + 1) {
@@ -289,11 +291,10 @@ impl Fused {
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
-        batch: u32,
-        channels: u32,
+        [batch, channels]: [u32; 2],
         inputs: &[Operand<'_>],
         z: &TensorView<'_, 3>,
-        weight_out: Option<(&'static str, TensorView<'_, 2>)>,
+        weight_out: Option<Weight<'_>>,
     ) -> Result<()> {
         let op = self.op;
         let count = u64::from(batch) * u64::from(channels);
@@ -311,8 +312,7 @@ impl Fused {
             let [b, c, _] = view.strides_u32();
             [b, c, bound.offset, 0]
         };
-        let weight_place = |view: &TensorView<'_, 2>, bound: &Bound<'_>| [view.strides_u32()[0], 0, bound.offset, 0];
-        let out = z.bind(op, "z", &ctx.caps)?;
+                let out = z.bind(op, "z", &ctx.caps)?;
         params.rows[0] = place(z, &out);
         let mut resources = vec![out.resource];
         let mut variant = Variant {
@@ -327,14 +327,14 @@ impl Fused {
             resources.push(bound.resource);
             if let Some((name, weight)) = &input.weight {
                 let bound = weight.bind(op, name, &ctx.caps)?;
-                params.weights[i + 1] = weight_place(weight, &bound);
+                params.weights[i + 1] = place(weight, &bound);
                 resources.push(bound.resource);
             }
             resources.extend(input.gather.map(|b| Resource::Buffer(b.as_entire_buffer_binding())));
         }
         if let Some((name, weight)) = &weight_out {
             let bound = weight.bind(op, name, &ctx.caps)?;
-            params.weights[0] = weight_place(weight, &bound);
+            params.weights[0] = place(weight, &bound);
             resources.push(bound.resource);
         }
         resources.extend(self.table.as_ref().map(|t| Resource::Buffer(t.as_entire_buffer_binding())));
@@ -362,7 +362,7 @@ fn load_mode(view: &TensorView<'_, 3>) -> Load {
 }
 
 fn default_constants(caps: &crate::Caps, program: &Program) -> Constants {
-    if program.operations() <= LITERAL_OPERATIONS {
+    if program.sampling == Sampling::Table || program.operations() <= LITERAL_OPERATIONS {
         return Constants::Literal;
     }
     match caps.subgroup {
@@ -384,15 +384,3 @@ fn interned(text: String) -> &'static str {
     texts.insert(text);
     text
 }
-
-/// The program of a product of two inputs.
-pub(crate) fn two(sampling: Sampling, lmax1: u32, lmax2: u32, lmax_out: u32, vector: bool, scale: f64) -> Program {
-    Program {
-        sampling,
-        lmax: vec![lmax1, lmax2],
-        combine: if vector { super::program::Combine::Vector } else { super::program::Combine::Powers(vec![1, 1]) },
-        lmax_out,
-        scale: scale.to_bits(),
-    }
-}
-impl Fused { pub(crate) fn operations(&self) -> u64 { self.program.operations() } }

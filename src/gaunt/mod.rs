@@ -15,13 +15,19 @@
 //! couplings, [`ClebschGordan`] every path apart.
 
 mod basis;
+mod coefficients;
 mod fused;
+mod maps;
+mod product;
 mod program;
+mod staged;
 
-use fused::{Fused, Operand};
+use fused::Operand;
+use maps::Weight;
+use product::Product;
 use program::{Combine, Constants, Program, Sampling};
 
-use crate::{Context, DType, Error, Result, TensorView};
+use crate::{Caps, Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs};
 
 /// Largest degree of an input of a product.
 pub const MAX_LMAX: u32 = 32;
@@ -139,12 +145,14 @@ pub struct GauntArgs<'a> {
     pub weight2: Option<TensorView<'a, 2>>,
     /// `[channels, lmax_out + 1]`, f32, of `z`.
     pub weight_out: Option<TensorView<'a, 2>>,
+    /// At least [`GauntPlan::scratch_bytes`] bytes with usage `STORAGE`, needed if that is not 0.
+    pub scratch: Option<&'a wgpu::Buffer>,
 }
 
 impl<'a> GauntArgs<'a> {
     /// Inputs and output, no weights.
     pub fn new(x: TensorView<'a, 3>, y: TensorView<'a, 3>, z: TensorView<'a, 3>) -> Self {
-        Self { x, y, z, weight1: None, weight2: None, weight_out: None }
+        Self { x, y, z, weight1: None, weight2: None, weight_out: None, scratch: None }
     }
 }
 
@@ -153,47 +161,178 @@ impl<'a> GauntArgs<'a> {
 pub struct GauntPlan {
     options: GauntTensorProduct,
     shape: GauntShape,
-    fused: Fused,
+    product: Product,
 }
 
 const OP: &str = "gaunt_tensor_product";
 
 impl GauntTensorProduct {
+    /// The product of equal degrees `lmax` in, `lmax_out` out.
+    pub fn new(lmax: u32, lmax_out: u32) -> Self {
+        Self { lmax1: lmax, lmax2: lmax, lmax_out, ..Default::default() }
+    }
+
+    /// The product that gives the gradient of `sum(z * dz)` with respect to `x` from `(y, dz)`:
+    /// coefficients are symmetric in all three. With [`Coupling::Vector`] it holds too (rotating
+    /// the three places of an antisymmetric coupling keeps its sign).
+    #[must_use]
+    pub fn gradient1(&self) -> Self {
+        Self { lmax1: self.lmax2, lmax2: self.lmax_out, lmax_out: self.lmax1, ..*self }
+    }
+
+    /// The product that gives the gradient of `sum(z * dz)` with respect to `y` from `(dz, x)`.
+    #[must_use]
+    pub fn gradient2(&self) -> Self {
+        Self { lmax1: self.lmax_out, lmax2: self.lmax1, lmax_out: self.lmax2, ..*self }
+    }
+
+    /// Multiply-adds, two flops each, that one product takes on the smallest exact grid: colatitude
+    /// sums by parity, longitude sums by sign, nothing else saved, nothing padded. A measure of
+    /// useful work that does not depend on the route.
+    pub fn flops(&self) -> f64 {
+        let [l1, l2, l3] = [self.lmax1, self.lmax2, self.lmax_out.min(self.lmax1 + self.lmax2)];
+        let (parallels, longitudes) = (f64::from((l1 + l2 + l3) / 2 + 1), f64::from(l1 + l2 + l3 + 1));
+        let transform = |l: u32| {
+            let (l, n) = (f64::from(l), longitudes);
+            parallels * ((l + 1.0).powi(2) / 2.0 + (l + 1.0) * (n + 1.0) / 2.0 + l * (n - 1.0) / 2.0)
+        };
+        2.0 * (transform(l1) + transform(l2) + transform(l3)) + parallels * longitudes
+    }
+
+    /// The algorithm that a plan on such a device uses.
+    pub fn select(&self, caps: &Caps) -> Algorithm {
+        self.algorithm.unwrap_or_else(|| product::select(caps, self.lmax1, self.lmax2, self.lmax_out))
+    }
+
     /// Checks the problem, chooses an algorithm, compiles.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a degree out of range.
+    /// [`Error::Shape`] for a degree out of range, [`Error::Argument`] for a vector product by the
+    /// Fourier route, [`Error::Limit`], [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: GauntShape) -> Result<GauntPlan> {
-        let sampling = match self.algorithm {
-            Some(Algorithm::Fourier) => Sampling::Fourier,
-            _ => Sampling::GaussLegendre,
+        check_degree(OP, "lmax1", self.lmax1, MAX_LMAX)?;
+        check_degree(OP, "lmax2", self.lmax2, MAX_LMAX)?;
+        check_degree(OP, "lmax_out", self.lmax_out, 2 * MAX_LMAX)?;
+        let algorithm = self.select(&ctx.caps);
+        let vector = self.coupling == Coupling::Vector;
+        if vector && algorithm == Algorithm::Fourier {
+            return Err(Error::argument(OP, "algorithm", "a vector product has no Fourier route; use Grid or Table"));
+        }
+        let program = Program {
+            sampling: algorithm.sampling(),
+            lmax: vec![self.lmax1, self.lmax2],
+            combine: if vector { Combine::Vector } else { Combine::Powers(vec![1, 1]) },
+            lmax_out: self.lmax_out,
+            scale: self.normalization.factor().to_bits(),
         };
-        let program = fused::two(sampling, self.lmax1, self.lmax2, self.lmax_out, self.coupling == Coupling::Vector, self.normalization.factor());
+        let rows = u64::from(shape.batch) * u64::from(shape.channels);
         let constants = std::env::var("GC").ok().map(|c| match &*c { "lit" => Constants::Literal, "uni" => Constants::Uniform, _ => Constants::Broadcast { lanes: 8 } });
-        let fused = Fused::new(ctx, OP, program, constants, self.dtype)?;
-        Ok(GauntPlan { options: *self, shape, fused })
+        let product = Product::new(ctx, OP, program, constants, self.dtype, rows)?;
+        let options = Self { algorithm: Some(algorithm), ..*self };
+        Ok(GauntPlan { options, shape, product })
+    }
+}
+
+impl Algorithm {
+    fn sampling(self) -> Sampling {
+        match self {
+            Self::Table => Sampling::Table,
+            Self::Grid => Sampling::GaussLegendre,
+            Self::Fourier => Sampling::Fourier,
+        }
     }
 }
 
 impl GauntPlan {
-    /// Text.
+    /// The options, with the algorithm that was chosen.
+    pub fn options(&self) -> GauntTensorProduct {
+        self.options
+    }
+
+    /// The problem.
+    pub fn shape(&self) -> GauntShape {
+        self.shape
+    }
+
+    /// Bytes of scratch that [`GauntArgs::scratch`] must have: 0 but for degrees too large to keep
+    /// a product in registers.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.product.scratch_bytes()
+    }
+
+    /// The text of each kernel, for contiguous views without weights.
     pub fn wgsl(&self) -> Vec<String> {
-        vec![self.fused.wgsl()]
+        self.product.wgsl()
     }
-    /// Ops.
-    pub fn operations(&self) -> u64 {
-        self.fused.operations()
+
+    /// What runs, for profilers.
+    pub fn label(&self) -> String {
+        self.product.label()
     }
-    /// Records.
+
+    /// Records the product into the caller's encoder, in a compute pass of its own; submits
+    /// nothing.
     ///
     /// # Errors
-    /// many
-    pub fn encode_pass(&self, ctx: &Context, pass: &mut wgpu::ComputePass<'_>, args: &GauntArgs<'_>) -> Result<()> {
-        let op = |name, view, weight| Operand { name, view, weight, gather: None };
-        self.fused.encode_pass(
-            ctx, pass, self.shape.batch, self.shape.channels,
-            &[op("x", args.x, args.weight1.map(|w| ("weight1", w))), op("y", args.y, args.weight2.map(|w| ("weight2", w)))],
-            &args.z, args.weight_out.map(|w| ("weight_out", w)),
-        )
+    /// As [`GauntPlan::encode_pass`].
+    pub fn encode(&self, ctx: &Context, encoder: &mut wgpu::CommandEncoder, args: &GauntArgs<'_>) -> Result<()> {
+        let mut pass = encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+        self.encode_pass(ctx, &mut pass, args)
     }
+
+    /// Records the product into the caller's compute pass; submits nothing. Nothing is recorded if
+    /// an argument is refused. A first call with weights, or with views aligned otherwise than
+    /// contiguous ones, compiles its kernel.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
+    /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
+    /// [`Error::SharedBuffer`], [`Error::Argument`] for missing scratch, [`Error::Limit`],
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn encode_pass<'a>(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: &GauntArgs<'a>,
+    ) -> Result<()> {
+        let (o, s) = (&self.options, self.shape);
+        let rows = |l: u32| [s.batch, s.channels, (l + 1).pow(2)];
+        args.x.expect(OP, "x", rows(o.lmax1), o.dtype)?;
+        args.y.expect(OP, "y", rows(o.lmax2), o.dtype)?;
+        args.z.expect_output(OP, "z", rows(o.lmax_out), o.dtype)?;
+        let mut inputs = vec![("x", args.x.buffer), ("y", args.y.buffer)];
+        let weight = |what, view: Option<TensorView<'a, 2>>, l: u32| -> Result<Option<Weight<'a>>> {
+            let Some(view) = view else { return Ok(None) };
+            view.expect(OP, what, [s.channels, l + 1], DType::F32)?;
+            Ok(Some((what, per_batch(&view, s.batch))))
+        };
+        let weights = [
+            weight("weight1", args.weight1, o.lmax1)?,
+            weight("weight2", args.weight2, o.lmax2)?,
+            weight("weight_out", args.weight_out, o.lmax_out)?,
+        ];
+        inputs.extend(weights.iter().flatten().map(|(name, view)| (*name, view.buffer)));
+        let mut outputs = vec![("z", args.z.buffer)];
+        if self.scratch_bytes() > 0 {
+            outputs.extend(args.scratch.map(|s| ("scratch", s)));
+        }
+        distinct_outputs(OP, &outputs, &inputs)?;
+        let operands = [
+            Operand { name: "x", view: args.x, weight: weights[0], gather: None },
+            Operand { name: "y", view: args.y, weight: weights[1], gather: None },
+        ];
+        self.product.encode_pass(ctx, pass, [s.batch, s.channels], &operands, &args.z, weights[2], args.scratch)
+    }
+}
+
+/// `[channels, n]` repeated over the batch.
+fn per_batch<'a>(view: &TensorView<'a, 2>, batch: u32) -> TensorView<'a, 3> {
+    let ([c, n], [sc, sn]) = (view.layout.shape, view.layout.strides);
+    let layout = Layout { shape: [batch, c, n], strides: [0, sc, sn], offset: view.layout.offset };
+    TensorView { buffer: view.buffer, layout, dtype: view.dtype }
+}
+
+fn check_degree(op: &'static str, what: &'static str, l: u32, max: u32) -> Result<()> {
+    if l > max { Err(Error::shape(op, what, format!("a degree of at most {max}"), l)) } else { Ok(()) }
 }

@@ -20,9 +20,16 @@
 //! those cosines and sines at equidistant `b`, and the product's series is projected back with the
 //! half-range integrals. Both are exact for the degrees at hand.
 
-use std::{collections::HashMap, f64::consts::PI, fmt::Write as _};
+use std::{
+    collections::HashMap,
+    f64::consts::{PI, SQRT_2},
+    fmt::Write as _,
+};
 
-use super::basis::{column, gauss_legendre, half_range, theta_fourier, theta_row, theta_slope_row};
+use super::{
+    basis::{column, gauss_legendre, half_range, theta_fourier, theta_row, theta_slope_row},
+    coefficients::{Coefficient, coefficients},
+};
 
 /// How the values of the factors combine at a point.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,9 +40,11 @@ pub(crate) enum Combine {
     Vector,
 }
 
-/// Where the sphere is sampled.
+/// Where the sphere is sampled, if it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Sampling {
+    /// Nowhere: the non-zero coefficients of the product, one by one. Two inputs only.
+    Table,
     GaussLegendre,
     Fourier,
 }
@@ -61,7 +70,7 @@ pub(crate) struct Nodes {
 
 /// A function of colatitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Column {
+pub(crate) enum Column {
     Theta(u32, u32),
     /// `d/db Theta`
     Slope(u32, u32),
@@ -73,16 +82,20 @@ enum Column {
 }
 
 /// A coefficient's part in `A_m`: `sign * column * coefficient`, symmetric about the equator or not.
-struct Term {
+pub(crate) struct Term {
+    /// Of the row of coefficients; unused for Fourier series.
+    pub(crate) index: u32,
     coefficient: String,
-    column: Column,
-    symmetric: bool,
-    negative: bool,
+    pub(crate) column: Column,
+    pub(crate) symmetric: bool,
+    pub(crate) negative: bool,
 }
 
 /// A function on the sphere by order: terms of the cosine and the sine of every `m`.
-struct Field {
+pub(crate) struct Field {
     name: String,
+    /// Which input it is made of.
+    pub(crate) input: usize,
     cos: Vec<Vec<Term>>,
     sin: Vec<Vec<Term>>,
 }
@@ -111,7 +124,7 @@ pub(crate) enum Constants {
 
 impl Program {
     /// Largest degree of the untruncated product.
-    fn degree(&self) -> u32 {
+    pub(crate) fn degree(&self) -> u32 {
         match &self.combine {
             Combine::Powers(powers) => self.lmax.iter().zip(powers).map(|(l, p)| l * p).sum(),
             Combine::Vector => self.lmax.iter().sum(),
@@ -130,7 +143,7 @@ impl Program {
         let quarter = (degree + out) / 4 + 1;
         let pairs = match self.sampling {
             // 2 pairs >= floor((degree + out) / 2) + 1
-            Sampling::GaussLegendre => ((degree + out) / 2 + 1).div_ceil(2),
+            Sampling::Table | Sampling::GaussLegendre => ((degree + out) / 2 + 1).div_ceil(2),
             // 4 pairs >= 2 degree + 1 nodes on the circle
             Sampling::Fourier => (2 * degree + 1).div_ceil(4),
         };
@@ -139,6 +152,9 @@ impl Program {
 
     /// Multiply-adds and adds of one product, as the kernel does them.
     pub(crate) fn operations(&self) -> u64 {
+        if self.sampling == Sampling::Table {
+            return table_operations(self.lmax[0], self.lmax[1], self.live_out());
+        }
         let Nodes { pairs, quarter } = self.nodes();
         let (pairs, quarter) = (u64::from(pairs), u64::from(quarter));
         let fields = self.fields();
@@ -154,7 +170,7 @@ impl Program {
         let out = self.out_terms() as u64 + 4 * (2 * m + 1) + around(m);
         let multiply = 8 * quarter * fields.len() as u64;
         let convert = match self.sampling {
-            Sampling::GaussLegendre => 0,
+            Sampling::Table | Sampling::GaussLegendre => 0,
             Sampling::Fourier => {
                 let l3 = |l: u64| l * l * l / 3 + l * l;
                 self.lmax.iter().map(|&l| l3(u64::from(l))).sum::<u64>()
@@ -167,39 +183,33 @@ impl Program {
     fn out_terms(&self) -> usize {
         let (m, degree) = (self.live_out() as usize, self.degree() as usize);
         match self.sampling {
-            Sampling::GaussLegendre => (m + 1) * (m + 1),
+            Sampling::Table | Sampling::GaussLegendre => (m + 1) * (m + 1),
             Sampling::Fourier => (2 * m + 1) * (degree + 1),
         }
     }
 
     /// The inputs as functions on the sphere.
-    fn fields(&self) -> Vec<Field> {
+    pub(crate) fn fields(&self) -> Vec<Field> {
         let mut fields = Vec::new();
         for (i, &l) in self.lmax.iter().enumerate() {
-            let name = |l: u32, m: i32| format!("x{i}_{}", (l * l + l).cast_signed() + m);
+            let term = |l: u32, m: i32, column: Column, symmetric: bool| {
+                let index = (l * l + l).saturating_add_signed(m);
+                Term { index, coefficient: format!("x{i}_{index}"), column, symmetric, negative: false }
+            };
+            let signed = |m: u32, cos: bool| if cos { m.cast_signed() } else { -m.cast_signed() };
             match (self.sampling, &self.combine) {
-                (Sampling::Fourier, _) => fields.push(fourier_field(i, l)),
-                (_, Combine::Powers(_)) => {
-                    fields.push(Field::new(format!("f{i}"), l, |l, m, cos| Term {
-                        coefficient: name(l, if cos { m.cast_signed() } else { -m.cast_signed() }),
-                        column: Column::Theta(l, m),
-                        symmetric: (l - m) % 2 == 0,
-                        negative: false,
-                    }));
-                }
+                (Sampling::Fourier, _) => fields.push(series_field(&format!("f{i}"), &format!("x{i}f"), i, l, l)),
+                (_, Combine::Powers(_)) => fields.push(Field::new(format!("f{i}"), i, l, |l, m, cos| {
+                    term(l, signed(m, cos), Column::Theta(l, m), (l - m) % 2 == 0)
+                })),
                 (_, Combine::Vector) => {
-                    fields.push(Field::new(format!("b{i}"), l, |l, m, cos| Term {
-                        coefficient: name(l, if cos { m.cast_signed() } else { -m.cast_signed() }),
-                        column: Column::Slope(l, m),
-                        symmetric: (l - m) % 2 == 1,
-                        negative: false,
+                    fields.push(Field::new(format!("b{i}"), i, l, |l, m, cos| {
+                        term(l, signed(m, cos), Column::Slope(l, m), (l - m) % 2 == 1)
                     }));
                     // the derivative of sin is cos, that of cos is -sin
-                    let mut around = Field::new(format!("a{i}"), l, |l, m, cos| Term {
-                        coefficient: name(l, if cos { -m.cast_signed() } else { m.cast_signed() }),
-                        column: Column::Around(l, m),
-                        symmetric: (l - m) % 2 == 0,
+                    let mut around = Field::new(format!("a{i}"), i, l, |l, m, cos| Term {
                         negative: !cos,
+                        ..term(l, signed(m, !cos), Column::Around(l, m), (l - m) % 2 == 0)
                     });
                     around.cos[0].clear();
                     fields.push(around);
@@ -220,10 +230,40 @@ impl Program {
         }
     }
 
+    /// The non-zero coefficients of a product of two.
+    pub(crate) fn coefficients(&self) -> Vec<Coefficient> {
+        let scale = f64::from_bits(self.scale);
+        let mut all = coefficients(self.lmax[0], self.lmax[1], self.lmax_out, self.combine == Combine::Vector);
+        all.iter_mut().for_each(|c| c.value *= scale);
+        all
+    }
+
+    /// The table route: every non-zero coefficient, grouped by the product that it multiplies.
+    fn table_text(&self) -> Text {
+        let mut all = self.coefficients();
+        all.sort_by_key(|c| (c.first, c.second, c.out));
+        let mut body = String::new();
+        for k in 0..(self.lmax_out + 1).pow(2) {
+            let _ = writeln!(body, "var z{k} = 0.0;");
+        }
+        for same in all.chunk_by(|a, b| (a.first, a.second) == (b.first, b.second)) {
+            let (i, j) = (same[0].first, same[0].second);
+            let _ = write!(body, "{{ let p = x0_{i} * x1_{j};");
+            for c in same {
+                let _ = write!(body, " z{0} = fma({1}, p, z{0});", c.out, literal(c.value));
+            }
+            body.push_str(" }\n");
+        }
+        Text { body, table: Vec::new(), row_len: 0 }
+    }
+
     /// Writes the arithmetic.
     pub(crate) fn text(&self, constants: Constants) -> Text {
+        if self.sampling == Sampling::Table {
+            return self.table_text();
+        }
         let nodes = self.nodes();
-        let mut columns = Columns::new(self);
+        let columns = Columns::new(self);
         let fields = self.fields();
         let mut body = String::new();
         if self.sampling == Sampling::Fourier {
@@ -289,17 +329,16 @@ impl Program {
     }
 
     /// The output's accumulators: those of the coefficients, or of the product's Fourier series.
-    fn output(&self) -> Field {
+    pub(crate) fn output(&self) -> Field {
         let out = self.live_out();
-        match self.sampling {
-            Sampling::GaussLegendre => Field::new("z".into(), out, |l, m, cos| Term {
-                coefficient: format!("z{}", if cos { l * l + l + m } else { l * l + l - m }),
-                column: Column::Theta(l, m),
-                symmetric: (l - m) % 2 == 0,
-                negative: false,
-            }),
-            Sampling::Fourier => series_field("z", "zf", out, self.degree()),
+        if self.sampling == Sampling::Fourier {
+            return series_field("z", "zf", 0, out, self.degree());
         }
+        Field::new("z".into(), 0, out, |l, m, cos| {
+            let index = if cos { l * l + l + m } else { l * l + l - m };
+            let symmetric = (l - m) % 2 == 0;
+            Term { index, coefficient: format!("z{index}"), column: Column::Theta(l, m), symmetric, negative: false }
+        })
     }
 
     /// One pair of parallels.
@@ -337,11 +376,7 @@ impl Program {
                 };
             });
         }
-        let step = PI / f64::from(2 * quarter);
-        let trig = |m: u32, j: u32, cos: bool| {
-            let angle = f64::from(m) * (f64::from(j) + 0.5) * step;
-            if m == 0 { 1.0 } else { std::f64::consts::SQRT_2 * if cos { angle.cos() } else { angle.sin() } }
-        };
+        let trig = |m: u32, j: u32, cos: bool| longitude(m, cos, j, quarter);
         for j in 0..quarter {
             for side in ["n", "p"] {
                 // folded over the four longitudes: (cos even, cos odd, sin even, sin odd)
@@ -436,17 +471,17 @@ impl Program {
 
 impl Field {
     /// All `(l, m)` up to `lmax` by order.
-    fn new(name: String, lmax: u32, term: impl Fn(u32, u32, bool) -> Term) -> Self {
+    fn new(name: String, input: usize, lmax: u32, term: impl Fn(u32, u32, bool) -> Term) -> Self {
         let side = |cos: bool| {
             (0..=lmax)
                 .map(|m| if m == 0 && !cos { Vec::new() } else { (m..=lmax).map(|l| term(l, m, cos)).collect() })
                 .collect()
         };
-        Self { name, cos: side(true), sin: side(false) }
+        Self { name, input, cos: side(true), sin: side(false) }
     }
 
     /// Calls `f(m, 'c' or 's', terms)` for every order; no sine of order 0.
-    fn orders(&self, mut f: impl FnMut(u32, char, &[Term])) {
+    pub(crate) fn orders(&self, mut f: impl FnMut(u32, char, &[Term])) {
         for (m, (cos, sin)) in (0..).zip(self.cos.iter().zip(&self.sin)) {
             f(m, 'c', cos);
             if m > 0 {
@@ -461,7 +496,7 @@ impl Field {
 }
 
 /// A field given by its Fourier series in the colatitude: cosines for even `m`, sines for odd.
-fn series_field(name: &str, coefficient: &str, orders: u32, degree: u32) -> Field {
+fn series_field(name: &str, coefficient: &str, input: usize, orders: u32, degree: u32) -> Field {
     let side = |sign: char| {
         (0..=orders)
             .map(|m| {
@@ -470,6 +505,7 @@ fn series_field(name: &str, coefficient: &str, orders: u32, degree: u32) -> Fiel
                 }
                 (m % 2..=degree)
                     .map(|s| Term {
+                        index: 0,
                         coefficient: format!("{coefficient}{sign}{m}_{s}"),
                         column: if m % 2 == 0 { Column::Cos(s) } else { Column::Sin(s) },
                         // cos(s (pi - b)) = (-1)^s cos(s b), sin(s (pi - b)) = -(-1)^s sin(s b)
@@ -480,11 +516,7 @@ fn series_field(name: &str, coefficient: &str, orders: u32, degree: u32) -> Fiel
             })
             .collect()
     };
-    Field { name: name.into(), cos: side('c'), sin: side('s') }
-}
-
-fn fourier_field(input: usize, lmax: u32) -> Field {
-    series_field(&format!("f{input}"), &format!("x{input}f"), lmax, lmax)
+    Field { name: name.into(), input, cos: side('c'), sin: side('s') }
 }
 
 /// Real series of `Theta_lm`: of `cos(s b)` (even `m`) or `sin(s b)` (odd `m`), `s = 0..=l`.
@@ -538,8 +570,14 @@ fn to_fourier(body: &mut String, i: usize, lmax: u32) {
     }
 }
 
+/// `t_m` at longitude `j + 1/2` of `4 quarter`: `sqrt(2) cos(m a)`, `sqrt(2) sin(m a)`, or 1.
+pub(crate) fn longitude(m: u32, cos: bool, j: u32, quarter: u32) -> f64 {
+    let angle = f64::from(m) * (f64::from(j) + 0.5) * PI / f64::from(2 * quarter);
+    if m == 0 { 1.0 } else { SQRT_2 * if cos { angle.cos() } else { angle.sin() } }
+}
+
 /// Values of columns at the nodes.
-struct Columns {
+pub(crate) struct Columns {
     sampling: Sampling,
     nodes: Nodes,
     /// `(cos b, sin b, weight)` of the northern parallels
@@ -549,12 +587,12 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(program: &Program) -> Self {
+    pub(crate) fn new(program: &Program) -> Self {
         let (sampling, nodes) = (program.sampling, program.nodes());
         let lmax = program.live_out().max(program.lmax.iter().copied().max().unwrap_or(0));
         let around = f64::from_bits(program.scale) / f64::from(4 * nodes.quarter);
         let parallels: Vec<(f64, f64, f64)> = match sampling {
-            Sampling::GaussLegendre => {
+            Sampling::Table | Sampling::GaussLegendre => {
                 let (x, w) = gauss_legendre(2 * nodes.pairs);
                 x.iter()
                     .zip(&w)
@@ -572,14 +610,15 @@ impl Columns {
                 .collect(),
         };
         let (mut theta, mut slope) = (Vec::new(), Vec::new());
-        if sampling == Sampling::GaussLegendre {
+        if sampling != Sampling::Fourier {
             theta = parallels.iter().map(|&(c, s, _)| theta_row(lmax, c, s)).collect();
             slope = theta.iter().map(|row| theta_slope_row(lmax, row)).collect();
         }
         Self { sampling, nodes, parallels, theta, slope }
     }
 
-    fn value(&self, c: Column, pair: u32) -> f64 {
+    /// The value at the northern parallel of a pair.
+    pub(crate) fn value(&self, c: Column, pair: u32) -> f64 {
         let at = pair as usize;
         let (_, sin, weight) = self.parallels[at];
         let b = 2.0 * PI * (f64::from(pair) + 0.5) / f64::from(4 * self.nodes.pairs);
@@ -593,6 +632,23 @@ impl Columns {
             Column::Weight => weight,
         }
     }
+}
+
+/// Operations of the table route, estimated: pairs of equal-parity degrees times the orders that
+/// couple. Within a few percent of the count, without making the table.
+pub(crate) fn table_operations(lmax1: u32, lmax2: u32, lmax_out: u32) -> u64 {
+    let mut sum = 0;
+    for l1 in 0..=lmax1 {
+        for l2 in 0..=lmax2 {
+            let (small, large) = (u64::from(l1.min(l2)), u64::from(l1.max(l2)));
+            // products of this pair, and the degrees and orders each goes to
+            let pairs = (2 * small + 1) * (2 * large + 1);
+            let top = (l1 + l2).min(lmax_out);
+            let degrees = if top < l1.abs_diff(l2) { 0 } else { u64::from((top - l1.abs_diff(l2)) / 2 + 1) };
+            sum += pairs + pairs * degrees * 3 / 2;
+        }
+    }
+    sum
 }
 
 /// The sum of products, as a chain of fused multiply-adds: drivers do not fuse on their own. An
@@ -632,7 +688,7 @@ pub(crate) fn literal(x: f64) -> String {
     format!("{:?}", to_f32(x))
 }
 
-fn to_f32(x: f64) -> f32 {
+pub(crate) fn to_f32(x: f64) -> f32 {
     #[expect(clippy::cast_possible_truncation, reason = "tables are rounded once, here")]
     let rounded = x as f32;
     rounded
