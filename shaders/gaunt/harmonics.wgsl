@@ -3,6 +3,7 @@
 //   r: [N, 3]    y: [N, (lmax + 1)^2]    weight: [N, lmax + 1], by degree, optional
 // A zero vector has no direction: its degrees above 0 are 0, the mean over all directions.
 const WORKGROUP: u32 = 64u; // @spec
+const WEIGHTED: bool = false; // @spec
 
 // Must match `gaunt::harmonics::Params`. Strides are (vector, offset), in elements.
 struct Params { r: vec2<u32>, y: vec2<u32>, weight: vec2<u32>, count: u32, pad: u32 }

@@ -373,7 +373,7 @@ fn default_constants(caps: &crate::Caps, program: &Program) -> Constants {
 }
 
 /// Generated text lives as long as the process: one for each shape used, some hundred KB at most.
-fn interned(text: String) -> &'static str {
+pub(crate) fn interned(text: String) -> &'static str {
     static TEXTS: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
     let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
     let texts = texts.get_or_insert_default();

@@ -15,17 +15,28 @@
 //! couplings, [`ClebschGordan`] every path apart.
 
 mod basis;
+mod clebsch_gordan;
 mod coefficients;
+mod convolution;
 mod fused;
+mod harmonics;
+mod many_body;
 mod maps;
 mod product;
 mod program;
 mod staged;
+mod transforms;
 
 use fused::Operand;
 use maps::Weight;
 use product::Product;
-use program::{Combine, Constants, Program, Sampling};
+use program::{Combine, Program, Sampling};
+
+pub use clebsch_gordan::*;
+pub use convolution::*;
+pub use harmonics::*;
+pub use many_body::*;
+pub use transforms::*;
 
 use crate::{Caps, Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs};
 
@@ -226,8 +237,7 @@ impl GauntTensorProduct {
             scale: self.normalization.factor().to_bits(),
         };
         let rows = u64::from(shape.batch) * u64::from(shape.channels);
-        let constants = std::env::var("GC").ok().map(|c| match &*c { "lit" => Constants::Literal, "uni" => Constants::Uniform, _ => Constants::Broadcast { lanes: 8 } });
-        let product = Product::new(ctx, OP, program, constants, self.dtype, rows)?;
+        let product = Product::new(ctx, OP, program, self.dtype, rows)?;
         let options = Self { algorithm: Some(algorithm), ..*self };
         Ok(GauntPlan { options, shape, product })
     }
@@ -324,6 +334,26 @@ impl GauntPlan {
         ];
         self.product.encode_pass(ctx, pass, [s.batch, s.channels], &operands, &args.z, weights[2], args.scratch)
     }
+}
+
+/// The dense coefficients `g[lm1, lm2, lm3]` of a product, `[(lmax1 + 1)^2, (lmax2 + 1)^2,
+/// (lmax_out + 1)^2]`, as the tables of the kernels have them: f64, exact to some 1e-15.
+///
+/// # Errors
+/// [`Error::Shape`] for a degree past [`MAX_LMAX`] or an array past 2^31 elements.
+pub fn gaunt_coefficients(lmax1: u32, lmax2: u32, lmax_out: u32, coupling: Coupling) -> Result<Vec<f64>> {
+    check_degree(OP, "lmax1", lmax1, MAX_LMAX)?;
+    check_degree(OP, "lmax2", lmax2, MAX_LMAX)?;
+    check_degree(OP, "lmax_out", lmax_out, 2 * MAX_LMAX)?;
+    let [d1, d2, d3] = [lmax1, lmax2, lmax_out].map(|l| (l as usize + 1).pow(2));
+    if d1 * d2 * d3 > 1 << 31 {
+        return Err(Error::shape(OP, "coefficients", "at most 2^31", d1 * d2 * d3));
+    }
+    let mut g = vec![0.0; d1 * d2 * d3];
+    for c in coefficients::coefficients(lmax1, lmax2, lmax_out, coupling == Coupling::Vector) {
+        g[(c.first as usize * d2 + c.second as usize) * d3 + c.out as usize] = c.value;
+    }
+    Ok(g)
 }
 
 /// `[channels, n]` repeated over the batch.

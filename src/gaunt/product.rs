@@ -4,7 +4,7 @@ use super::{
     Algorithm,
     fused::{Fused, Operand},
     maps::{Bilinear, BilinearRows, Pair, Weight},
-    program::{Constants, Program, Sampling},
+    program::{Program, Sampling},
     staged::Staged,
 };
 use crate::{Caps, Context, DType, Error, Result, TensorView};
@@ -41,14 +41,13 @@ impl Product {
         ctx: &Context,
         op: &'static str,
         program: Program,
-        constants: Option<Constants>,
         dtype: DType,
         rows: u64,
     ) -> Result<Self> {
         let operations = program.operations();
         let limit = if program.sampling == Sampling::Table { TABLE_OPERATIONS } else { FUSED_OPERATIONS };
         let route = if operations <= limit {
-            Route::Fused(Fused::new(ctx, op, program, constants, dtype)?)
+            Route::Fused(Fused::new(ctx, op, program, None, dtype)?)
         } else if program.sampling == Sampling::Table {
             let map = Bilinear::new(ctx, op, &table(&program))?;
             ctx.kernel(Bilinear::key(dtype, [false; 3], false))?;

@@ -8,6 +8,7 @@ use super::{
     fused::Operand,
     maps::{Entry, Linear, Rows, Weight},
     program::{Column, Columns, Combine, Field, Nodes, Program, longitude},
+    transforms::with_line,
 };
 use crate::{
     Context, DType, Error, Layout, Result, TensorView,
@@ -196,7 +197,7 @@ impl Staged {
                 let input = &inputs[field.input];
                 let orders = |by_line| ("scratch", part(0, chunk, field.width, by_line));
                 field.colatitude.encode_pass(ctx, pass, op, &Rows {
-                    src: (input.name, lined(&input.view)),
+                    src: (input.name, with_line(&input.view)),
                     dst: orders(false),
                     rows: chunk,
                     channels,
@@ -213,7 +214,7 @@ impl Staged {
             a.longitude.encode_pass(ctx, pass, op, &within(("scratch", part(grid(0), chunk, around, true)), orders(true), chunk))?;
             a.colatitude.encode_pass(ctx, pass, op, &Rows {
                 src: orders(false),
-                dst: ("z", lined(z)),
+                dst: ("z", with_line(z)),
                 rows: chunk,
                 channels: 1,
                 first: [0, first],
@@ -260,13 +261,6 @@ fn within<'a>(
     rows: u32,
 ) -> Rows<'a> {
     Rows { src, dst, rows, channels: 1, first: [0, 0], weights: [None, None], gather: None, dst_channels: 1 }
-}
-
-/// `[B, C, n]` as `[B, C, 1, n]`.
-fn lined<'a>(view: &TensorView<'a, 3>) -> TensorView<'a, 4> {
-    let ([b, c, n], [sb, sc, sn]) = (view.layout.shape, view.layout.strides);
-    let layout = Layout { shape: [b, c, 1, n], strides: [sb, sc, 0, sn], offset: view.layout.offset };
-    TensorView { buffer: view.buffer, layout, dtype: view.dtype }
 }
 
 /// Longitudes in order: `a_j`, half a step off zero.
