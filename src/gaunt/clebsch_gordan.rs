@@ -186,7 +186,7 @@ impl ClebschGordan {
             }
         }
         let map = Bilinear::new(ctx, OP, &outputs)?;
-        ctx.kernel(Bilinear::key(self.dtype, [false; 3], false))?;
+        ctx.kernel(Bilinear::key([self.dtype; 3], [false; 3], false))?;
         Ok(ClebschGordanPlan { batch, dims, dtype: self.dtype, paths, map })
     }
 }
@@ -204,7 +204,7 @@ impl ClebschGordanPlan {
 
     /// The text of the kernel.
     pub fn wgsl(&self) -> String {
-        Bilinear::key(self.dtype, [false; 3], false).wgsl()
+        Bilinear::key([self.dtype; 3], [false; 3], false).wgsl()
     }
 
     /// Records the product `z` of `x` and `y`, `[batch, dims]` each, into the caller's compute

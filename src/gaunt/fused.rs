@@ -53,10 +53,19 @@ enum Load {
     Scalar,
 }
 
+/// What changes the text for one input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct InputVariant {
+    load: Load,
+    dtype: DType,
+    weight: bool,
+    gather: bool,
+}
+
 /// All that changes the text besides the program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Variant {
-    inputs: Vec<(Load, bool, bool)>,
+    inputs: Vec<InputVariant>,
     store4: bool,
     weight_out: bool,
 }
@@ -105,9 +114,14 @@ impl Fused {
     }
 
     fn plain(&self) -> Variant {
-        let load = |l: u32| if (l + 1).is_multiple_of(2) { Load::Aligned } else { Load::Shifted };
+        let input = |&l: &u32| InputVariant {
+            load: if (l + 1).is_multiple_of(2) { Load::Aligned } else { Load::Shifted },
+            dtype: self.dtype,
+            weight: false,
+            gather: false,
+        };
         Variant {
-            inputs: self.program.lmax.iter().map(|&l| (load(l), false, false)).collect(),
+            inputs: self.program.lmax.iter().map(input).collect(),
             store4: (self.program.lmax_out + 1).is_multiple_of(2),
             weight_out: false,
         }
@@ -136,12 +150,13 @@ impl Fused {
         let (mut bindings, mut load, mut store) = (String::new(), String::new(), String::new());
         let mut tensors = vec![("z", Some(TensorDecl { dtype: self.dtype, vec4: v.store4 }))];
         let scalar = |dtype| Some(TensorDecl { dtype, vec4: false });
-        for (i, (&lmax, &(mode, weight, gather))) in self.program.lmax.iter().zip(&v.inputs).enumerate() {
+        for (i, (&lmax, input)) in self.program.lmax.iter().zip(&v.inputs).enumerate() {
+            let InputVariant { load: mode, dtype, weight, gather } = *input;
             if mode == Load::Scalar {
                 let _ = writeln!(bindings, "@group(0) @binding(0) var<storage, read> x{i}: array<f32>; // @tensor");
-                tensors.push((NAMES[i].0, scalar(self.dtype)));
+                tensors.push((NAMES[i].0, scalar(dtype)));
             } else {
-                let cell = if self.dtype == DType::F32 { "vec4<f32>" } else { "vec2<u32>" };
+                let cell = if dtype == DType::F32 { "vec4<f32>" } else { "vec2<u32>" };
                 let _ = writeln!(bindings, "@group(0) @binding(0) var<storage, read> x{i}: array<{cell}>;");
             }
             if weight {
@@ -157,7 +172,7 @@ impl Fused {
                 load,
                 "let row{i} = params.rows[{k}].z + {batch} * params.rows[{k}].x + channel * params.rows[{k}].y;"
             );
-            self.load_row(&mut load, i, lmax, mode, weight);
+            load_row(&mut load, i, lmax, input);
         }
         if v.weight_out {
             let _ = writeln!(bindings, "@group(0) @binding(0) var<storage, read> wz: array<f32>; // @tensor");
@@ -198,64 +213,6 @@ impl Fused {
             entry: "product",
             spec: vec![("WORKGROUP", format!("{WORKGROUP}u"))],
             tensors,
-        }
-    }
-
-    /// `x0_5` and so on from the row at `row0`.
-    fn load_row(&self, load: &mut String, i: usize, lmax: u32, mode: Load, weight: bool) {
-        let n = (lmax + 1).pow(2);
-        let raw = |k: u32| {
-            let at = format!("x{i}[(row{i} >> 2u) + {k}u]");
-            match self.dtype {
-                DType::F32 => at,
-                DType::F16 => format!("decode4_f16({at})"),
-                DType::BF16 => format!("decode4_bf16({at})"),
-            }
-        };
-        match mode {
-            Load::Aligned => {
-                for k in 0..n.div_ceil(4) {
-                    let _ = writeln!(load, "let v{i}_{k} = {};", raw(k));
-                }
-            }
-            Load::Shifted => {
-                // the last vector is needed only where the row reaches it; elsewhere its index may
-                // lie past the end, where reads are of no consequence
-                let _ = writeln!(load, "let s{i} = row{i} & 3u;");
-                for k in 0..=n.div_ceil(4) {
-                    let _ = writeln!(load, "let r{i}_{k} = {};", raw(k));
-                }
-                for k in 0..n.div_ceil(4) {
-                    let (a, b) = (format!("r{i}_{k}"), format!("r{i}_{}", k + 1));
-                    let _ = writeln!(
-                        load,
-                        "let v{i}_{k} = select(select({a}, vec4<f32>({a}.yzw, {b}.x), s{i} == 1u), \
-                         select(vec4<f32>({a}.zw, {b}.xy), vec4<f32>({a}.w, {b}.xyz), s{i} == 3u), s{i} >= 2u);"
-                    );
-                }
-            }
-            Load::Scalar => {
-                for k in 0..n {
-                    let _ = writeln!(load, "let e{i}_{k} = x{i}_load(row{i} + {k}u);");
-                }
-            }
-        }
-        for l in 0..=lmax {
-            if weight {
-                let k = i + 1;
-                let _ = writeln!(
-                    load,
-                    "let u{i}_{l} = w{i}_load(params.weights[{k}].z + batch * params.weights[{k}].x + channel * params.weights[{k}].y + {l}u);"
-                );
-            }
-            for k in l * l..(l + 1) * (l + 1) {
-                let element = match mode {
-                    Load::Scalar => format!("e{i}_{k}"),
-                    _ => format!("v{i}_{}.{}", k / 4, ["x", "y", "z", "w"][k as usize % 4]),
-                };
-                let times = if weight { format!(" * u{i}_{l}") } else { String::new() };
-                let _ = writeln!(load, "let x{i}_{k} = {element}{times};");
-            }
         }
     }
 
@@ -323,7 +280,12 @@ impl Fused {
         for (i, input) in inputs.iter().enumerate() {
             let bound = input.view.bind(op, input.name, &ctx.caps)?;
             params.rows[i + 1] = place(&input.view, &bound);
-            variant.inputs.push((load_mode(&input.view), input.weight.is_some(), input.gather.is_some()));
+            variant.inputs.push(InputVariant {
+                load: load_mode(&input.view),
+                dtype: input.view.dtype,
+                weight: input.weight.is_some(),
+                gather: input.gather.is_some(),
+            });
             resources.push(bound.resource);
             if let Some((name, weight)) = &input.weight {
                 let bound = weight.bind(op, name, &ctx.caps)?;
@@ -383,4 +345,63 @@ pub(crate) fn interned(text: String) -> &'static str {
     let text: &'static str = Box::leak(text.into_boxed_str());
     texts.insert(text);
     text
+}
+
+/// `x0_5` and so on from the row at `row0`.
+fn load_row(load: &mut String, i: usize, lmax: u32, input: &InputVariant) {
+    let InputVariant { load: mode, dtype, weight, .. } = *input;
+    let n = (lmax + 1).pow(2);
+    let raw = |k: u32| {
+        let at = format!("x{i}[(row{i} >> 2u) + {k}u]");
+        match dtype {
+            DType::F32 => at,
+            DType::F16 => format!("decode4_f16({at})"),
+            DType::BF16 => format!("decode4_bf16({at})"),
+        }
+    };
+    match mode {
+        Load::Aligned => {
+            for k in 0..n.div_ceil(4) {
+                let _ = writeln!(load, "let v{i}_{k} = {};", raw(k));
+            }
+        }
+        Load::Shifted => {
+            // the last vector is needed only where the row reaches it; elsewhere its index may
+            // lie past the end, where reads are of no consequence
+            let _ = writeln!(load, "let s{i} = row{i} & 3u;");
+            for k in 0..=n.div_ceil(4) {
+                let _ = writeln!(load, "let r{i}_{k} = {};", raw(k));
+            }
+            for k in 0..n.div_ceil(4) {
+                let (a, b) = (format!("r{i}_{k}"), format!("r{i}_{}", k + 1));
+                let _ = writeln!(
+                    load,
+                    "let v{i}_{k} = select(select({a}, vec4<f32>({a}.yzw, {b}.x), s{i} == 1u), \
+                     select(vec4<f32>({a}.zw, {b}.xy), vec4<f32>({a}.w, {b}.xyz), s{i} == 3u), s{i} >= 2u);"
+                );
+            }
+        }
+        Load::Scalar => {
+            for k in 0..n {
+                let _ = writeln!(load, "let e{i}_{k} = x{i}_load(row{i} + {k}u);");
+            }
+        }
+    }
+    for l in 0..=lmax {
+        if weight {
+            let k = i + 1;
+            let _ = writeln!(
+                load,
+                "let u{i}_{l} = w{i}_load(params.weights[{k}].z + batch * params.weights[{k}].x + channel * params.weights[{k}].y + {l}u);"
+            );
+        }
+        for k in l * l..(l + 1) * (l + 1) {
+            let element = match mode {
+                Load::Scalar => format!("e{i}_{k}"),
+                _ => format!("v{i}_{}.{}", k / 4, ["x", "y", "z", "w"][k as usize % 4]),
+            };
+            let times = if weight { format!(" * u{i}_{l}") } else { String::new() };
+            let _ = writeln!(load, "let x{i}_{k} = {element}{times};");
+        }
+    }
 }

@@ -248,8 +248,8 @@ impl Bilinear {
         Ok(Self { table: ctx.table(op, bytemuck::cast_slice(&table))?, n_out })
     }
 
-    /// The kernel's key for tensors of one type.
-    pub(crate) fn key(dtype: DType, weights: [bool; 3], gather: bool) -> Key {
+    /// The kernel's key for the types of `x`, `y`, `z`.
+    pub(crate) fn key(dtypes: [DType; 3], weights: [bool; 3], gather: bool) -> Key {
         Key {
             source: BILINEAR,
             entry: "bilinear",
@@ -261,9 +261,9 @@ impl Bilinear {
                 ("GATHER", gather.to_string()),
             ],
             tensors: vec![
-                ("x", Some(decl(dtype))),
-                ("y", Some(decl(dtype))),
-                ("z", Some(decl(dtype))),
+                ("x", Some(decl(dtypes[0]))),
+                ("y", Some(decl(dtypes[1]))),
+                ("z", Some(decl(dtypes[2]))),
                 ("weight_x", weights[0].then(|| decl(DType::F32))),
                 ("weight_y", weights[1].then(|| decl(DType::F32))),
                 ("weight_z", weights[2].then(|| decl(DType::F32))),
@@ -317,7 +317,8 @@ impl Bilinear {
             }
         }
         let weights = [0, 1, 2].map(|i| rows.weights[i].is_some());
-        let kernel = ctx.kernel(Self::key(rows.z.1.dtype, weights, rows.gather.is_some()))?;
+        let dtypes = [rows.x.1.dtype, rows.y.1.dtype, rows.z.1.dtype];
+        let kernel = ctx.kernel(Self::key(dtypes, weights, rows.gather.is_some()))?;
         let groups = fold(op, u64::from(count).div_ceil(WORKGROUP.into()), &ctx.caps)?;
         dispatch(ctx, pass, op, &kernel, bytemuck::bytes_of(&params), &resources, groups)
     }

@@ -50,7 +50,7 @@ impl Product {
             Route::Fused(Fused::new(ctx, op, program, None, dtype)?)
         } else if program.sampling == Sampling::Table {
             let map = Bilinear::new(ctx, op, &table(&program))?;
-            ctx.kernel(Bilinear::key(dtype, [false; 3], false))?;
+            ctx.kernel(Bilinear::key([dtype; 3], [false; 3], false))?;
             Route::Bilinear { map, dtype }
         } else {
             Route::Staged(Box::new(Staged::new(ctx, op, &program, rows)?))
@@ -68,7 +68,7 @@ impl Product {
     pub(crate) fn wgsl(&self) -> Vec<String> {
         match &self.route {
             Route::Fused(fused) => vec![fused.wgsl()],
-            Route::Bilinear { dtype, .. } => vec![Bilinear::key(*dtype, [false; 3], false).wgsl()],
+            Route::Bilinear { dtype, .. } => vec![Bilinear::key([*dtype; 3], [false; 3], false).wgsl()],
             Route::Staged(staged) => staged.wgsl(),
         }
     }
@@ -76,7 +76,7 @@ impl Product {
     pub(crate) fn label(&self) -> String {
         match &self.route {
             Route::Fused(fused) => fused.label(),
-            Route::Bilinear { dtype, .. } => Bilinear::key(*dtype, [false; 3], false).label(),
+            Route::Bilinear { dtype, .. } => Bilinear::key([*dtype; 3], [false; 3], false).label(),
             Route::Staged(_) => "gaunt in stages: linear, pointwise, linear".into(),
         }
     }

@@ -105,10 +105,8 @@ pub(crate) struct Field {
 pub(crate) struct Text {
     /// Statements from the inputs `x0_5`, ... to the outputs `z5`, ...
     pub(crate) body: String,
-    /// Rows of the colatitude table, where the loop over parallels is kept: `[pairs, row_len]`.
     pub(crate) table: Vec<f32>,
     /// Elements in a row of the table, a multiple of four times `lanes`.
-    pub(crate) row_len: u32,
 }
 
 /// How the loop over parallels reads its constants.
@@ -254,7 +252,6 @@ impl Program {
             }
             body.push_str(" }\n");
         }
-        Text { body, table: Vec::new(), row_len: 0 }
     }
 
     /// Writes the arithmetic.
@@ -279,7 +276,6 @@ impl Program {
             Constants::Broadcast { lanes } => lanes,
             _ => 1,
         };
-        let (mut table, mut row_len) = (Vec::new(), 0);
         if constants == Constants::Literal {
             for pair in 0..nodes.pairs {
                 let _ = writeln!(body, "{{ // parallels {pair} and {}", 2 * nodes.pairs - 1 - pair);
@@ -292,7 +288,6 @@ impl Program {
             self.pair(&mut inner, &fields, &out, &mut |c| used.name(c), nodes.quarter);
             #[expect(clippy::cast_possible_truncation, reason = "a few thousand columns at most")]
             let quads = (used.list.len() as u32).div_ceil(4).next_multiple_of(lanes);
-            row_len = quads * 4;
             let _ = writeln!(body, "for (var pair = 0u; pair < {}u; pair++) {{", nodes.pairs);
             let live = used.list.len().div_ceil(4);
             match constants {
@@ -315,7 +310,6 @@ impl Program {
             body.push_str("}\n");
             for pair in 0..nodes.pairs {
                 let mut row: Vec<f32> = used.list.iter().map(|&c| to_f32(columns.value(c, pair))).collect();
-                row.resize(row_len as usize, 0.0);
                 table.extend(row);
             }
         }
@@ -325,7 +319,6 @@ impl Program {
         for k in (self.live_out() + 1).pow(2)..(self.lmax_out + 1).pow(2) {
             let _ = writeln!(body, "let z{k} = 0.0;");
         }
-        Text { body, table, row_len }
     }
 
     /// The output's accumulators: those of the coefficients, or of the product's Fourier series.
