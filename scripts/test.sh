@@ -67,8 +67,9 @@ step() { # NAME COMMAND...
     [ "$f" -eq 0 ]
 }
 
-# The first call resolves the dependencies from the committed lock file and no other.
-if step build cargo build --locked --all-features --bin tilewise; then
+# The first call resolves the dependencies from the committed lock file and no other. It builds the
+# tests and with them the program: one set of dependency features for all that follows.
+if step build cargo test --locked --all-features --no-run; then
     step format cargo fmt --check
     step lints cargo clippy --locked --all-features --all-targets -- -D warnings
     RUSTDOCFLAGS='-D warnings' step documentation cargo doc --locked --all-features --no-deps
@@ -80,6 +81,8 @@ if step build cargo build --locked --all-features --bin tilewise; then
         step "golden cases, $dtype" "${adapters[@]}" --dtype $dtype
     done
     step 'golden cases, portable kernels' "${adapters[@]}" --tier portable
+    # on the machine's own choice of adapter
+    step demo env -u VK_ADD_DRIVER_FILES "$tilewise" demo --out "$logs/demo"
     step 'benches, once' cargo test --locked --all-features --bench '*'
     for example in examples/*.rs; do
         if [ -f "$example" ]; then

@@ -56,9 +56,13 @@ impl Context {
                 let all = enumerate(&instance).await;
                 let lower = name.to_lowercase();
                 let names: Vec<String> = all.iter().map(|a| a.get_info().name).collect();
-                all.into_iter().find(|a| a.get_info().name.to_lowercase().contains(&lower)).ok_or_else(|| {
-                    Error::NoAdapter(format!("WGPU_ADAPTER_NAME={name} matches none of {names:?}"))
-                })?
+                all.into_iter()
+                    .find(|a| a.get_info().name.to_lowercase().contains(&lower))
+                    .ok_or_else(|| {
+                        Error::NoAdapter(format!(
+                            "WGPU_ADAPTER_NAME={name} matches none of {names:?}"
+                        ))
+                    })?
             }
             None => instance
                 .request_adapter(&wgpu::RequestAdapterOptions {
@@ -91,9 +95,8 @@ impl Context {
     /// # Errors
     /// [`Error::NoDevice`].
     pub async fn from_adapter(adapter: &wgpu::Adapter) -> Result<Self> {
-        let useful = wgpu::Features::SUBGROUP
-            | wgpu::Features::SHADER_F16
-            | wgpu::Features::TIMESTAMP_QUERY;
+        let useful =
+            wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY;
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("tilewise"),
@@ -209,7 +212,12 @@ impl Context {
         self.initialised(op, bytes, wgpu::BufferUsages::STORAGE)
     }
 
-    fn initialised(&self, op: &'static str, bytes: &[u8], usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+    fn initialised(
+        &self,
+        op: &'static str,
+        bytes: &[u8],
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
         let size = (bytes.len() as u64).max(1).next_multiple_of(16);
         if size > self.caps.buffer_size {
             let limit = self.caps.buffer_size;
@@ -235,7 +243,12 @@ impl Context {
     ///
     /// On native targets errors are known at once. In a browser they arrive later and go to the
     /// device's own handler: all that can be checked here is checked before `f`.
-    pub(crate) fn guard<R>(&self, op: &'static str, bytes: Option<u64>, f: impl FnOnce() -> R) -> Result<R> {
+    pub(crate) fn guard<R>(
+        &self,
+        op: &'static str,
+        bytes: Option<u64>,
+        f: impl FnOnce() -> R,
+    ) -> Result<R> {
         if let Some(reason) = self.lost() {
             return Err(Error::DeviceLost { op, reason });
         }
@@ -244,13 +257,15 @@ impl Context {
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let result = f();
         // scopes nest, so all must be popped before the first error returns
-        let caught = [poll_once(memory.pop()), poll_once(internal.pop()), poll_once(validation.pop())];
+        let caught =
+            [poll_once(memory.pop()), poll_once(internal.pop()), poll_once(validation.pop())];
         match caught.into_iter().flatten().flatten().next() {
             None => Ok(result),
             Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { op, bytes }),
             Some(error) => {
                 let message = error.to_string();
-                let reason = self.lost().or_else(|| message.contains("is lost").then(|| message.clone()));
+                let reason =
+                    self.lost().or_else(|| message.contains("is lost").then(|| message.clone()));
                 Err(match reason {
                     Some(reason) => Error::DeviceLost { op, reason },
                     None => Error::Device { op, message },
@@ -277,8 +292,11 @@ impl Context {
     ) -> Result<impl Future<Output = Result<Vec<u8>>> + use<>> {
         const OP: &str = "download";
         let size = bytes.max(1).next_multiple_of(4);
-        let staging =
-            self.create_buffer(OP, size, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)?;
+        let staging = self.create_buffer(
+            OP,
+            size,
+            wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        )?;
         let answer = Arc::new(Answer::default());
         self.guard(OP, None, || {
             let mut encoder = self.device.create_command_encoder(&Default::default());
@@ -293,7 +311,9 @@ impl Context {
                 let reason = lock(&lost).clone();
                 return Err(match reason {
                     Some(reason) => Error::DeviceLost { op: OP, reason },
-                    None => Error::Device { op: OP, message: "the copy could not be mapped".into() },
+                    None => {
+                        Error::Device { op: OP, message: "the copy could not be mapped".into() }
+                    }
                 });
             }
             let mapped = staging

@@ -22,7 +22,12 @@ impl<'a, const N: usize> TensorView<'a, N> {
         dtype: DType,
     ) -> Result<()> {
         if self.layout.shape != shape {
-            return Err(Error::shape(op, what, format!("{shape:?}"), format!("{:?}", self.layout.shape)));
+            return Err(Error::shape(
+                op,
+                what,
+                format!("{shape:?}"),
+                format!("{:?}", self.layout.shape),
+            ));
         }
         if self.dtype != dtype {
             return Err(Error::DType { op, what, expected: dtype, got: self.dtype });
@@ -53,13 +58,19 @@ impl<'a, const N: usize> TensorView<'a, N> {
 
     /// The smallest range to bind: it may start inside the buffer, so a view of a buffer larger
     /// than the binding limit is fine as long as the view itself is not.
-    pub(crate) fn bind(&self, op: &'static str, what: &'static str, caps: &Caps) -> Result<Bound<'a>> {
+    pub(crate) fn bind(
+        &self,
+        op: &'static str,
+        what: &'static str,
+        caps: &Caps,
+    ) -> Result<Bound<'a>> {
         let size = self.dtype.size();
         let align = u64::from(caps.offset_alignment).max(16);
         let start = self.layout.offset.saturating_mul(size) / align * align;
         let end = self.layout.end().and_then(|e| e.checked_mul(size)).unwrap_or(u64::MAX);
         // whole vec4s, as far as the buffer goes; check() has made its size a multiple of 4
-        let end = end.max(start.saturating_add(16)).checked_next_multiple_of(16).unwrap_or(u64::MAX);
+        let end =
+            end.max(start.saturating_add(16)).checked_next_multiple_of(16).unwrap_or(u64::MAX);
         let end = end.min(self.buffer.size());
         let span = end.saturating_sub(start);
         if span > caps.binding_size {
@@ -70,12 +81,8 @@ impl<'a, const N: usize> TensorView<'a, N> {
                 limit: caps.binding_size,
             });
         }
-        let offset = u32::try_from(self.layout.offset - start / size).map_err(|_| Error::OutOfRange {
-            op,
-            what,
-            end,
-            size: self.buffer.size(),
-        })?;
+        let offset = u32::try_from(self.layout.offset - start / size)
+            .map_err(|_| Error::OutOfRange { op, what, end, size: self.buffer.size() })?;
         let resource = Resource::Buffer(wgpu::BufferBinding {
             buffer: self.buffer,
             offset: start,
@@ -88,7 +95,11 @@ impl<'a, const N: usize> TensorView<'a, N> {
     /// that is used fits; one along an axis of size 1 is never used.
     pub(crate) fn strides_u32(&self) -> [u32; N] {
         std::array::from_fn(|a| {
-            if self.layout.shape[a] <= 1 { 0 } else { u32::try_from(self.layout.strides[a]).unwrap_or(0) }
+            if self.layout.shape[a] <= 1 {
+                0
+            } else {
+                u32::try_from(self.layout.strides[a]).unwrap_or(0)
+            }
         })
     }
 }

@@ -136,7 +136,8 @@ impl TensorDecl {
     pub(crate) fn wgsl(self, name: &str, index: u32, writable: bool) -> String {
         let access = if writable { "read_write" } else { "read" };
         let packed = self.dtype != DType::F32;
-        let (cell, load, load4, load4n): (&str, String, String, String) = match (packed, self.vec4) {
+        let (cell, load, load4, load4n): (&str, String, String, String) = match (packed, self.vec4)
+        {
             (false, true) => (
                 "vec4<f32>",
                 format!("return {name}[i >> 2u][i & 3u];"),
@@ -146,12 +147,17 @@ impl TensorDecl {
             (false, false) => (
                 "f32",
                 format!("return {name}[i];"),
-                format!("return vec4<f32>({name}[i], {name}[i + 1u], {name}[i + 2u], {name}[i + 3u]);"),
+                format!(
+                    "return vec4<f32>({name}[i], {name}[i + 1u], {name}[i + 2u], {name}[i + 3u]);"
+                ),
                 load4n_by_element(name),
             ),
             (true, true) => (
                 "vec2<u32>",
-                format!("let w = {name}[i >> 2u]; return {decode}(w)[i & 3u];", decode = self.decode4()),
+                format!(
+                    "let w = {name}[i >> 2u]; return {decode}(w)[i & 3u];",
+                    decode = self.decode4()
+                ),
                 format!("return {decode}({name}[i >> 2u]);", decode = self.decode4()),
                 format!("return {name}_load4(i);"),
             ),

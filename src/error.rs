@@ -211,11 +211,7 @@ impl Error {
     }
 
     /// An [`Error::Argument`].
-    pub(crate) fn argument(
-        op: &'static str,
-        what: &'static str,
-        problem: impl ToString,
-    ) -> Self {
+    pub(crate) fn argument(op: &'static str, what: &'static str, problem: impl ToString) -> Self {
         Self::Argument { op, what, problem: problem.to_string() }
     }
 }

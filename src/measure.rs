@@ -69,8 +69,10 @@ pub fn time(
             beginning_of_pass_write_index: Some(0),
             end_of_pass_write_index: Some(1),
         });
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: writes });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: writes,
+        });
         for _ in 0..repeats {
             encode(&mut pass)?;
         }
@@ -123,7 +125,8 @@ pub fn multiply_add_peak(ctx: &Context) -> Result<f64> {
     const TRIPS: u32 = 2048;
     const WORKGROUP: u32 = 64;
     let groups: u32 = if ctx.caps.cpu { 64 } else { 4096 };
-    let out = ctx.create_buffer(OP, u64::from(groups * WORKGROUP) * 4, wgpu::BufferUsages::STORAGE)?;
+    let out =
+        ctx.create_buffer(OP, u64::from(groups * WORKGROUP) * 4, wgpu::BufferUsages::STORAGE)?;
     let mut best = 0f64;
     for chains in [2u32, 4, 6, 8] {
         let kernel = ctx.kernel(Key {
@@ -137,14 +140,27 @@ pub fn multiply_add_peak(ctx: &Context) -> Result<f64> {
         for sample in 0..6 {
             let timing = time(ctx, 1, |pass| {
                 let resources = [Resource::Buffer(out.as_entire_buffer_binding())];
-                dispatch(ctx, pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, [groups, 1, 1])
+                dispatch(
+                    ctx,
+                    pass,
+                    OP,
+                    &kernel,
+                    bytemuck::bytes_of(&params),
+                    &resources,
+                    [groups, 1, 1],
+                )
             })?;
             // the first run pays for the driver's own compilation
             if sample > 0 {
                 samples.push(timing.seconds);
             }
         }
-        let flops = f64::from(groups) * f64::from(WORKGROUP) * f64::from(TRIPS) * f64::from(chains) * 4.0 * 8.0;
+        let flops = f64::from(groups)
+            * f64::from(WORKGROUP)
+            * f64::from(TRIPS)
+            * f64::from(chains)
+            * 4.0
+            * 8.0;
         best = best.max(flops / median(&mut samples));
     }
     Ok(best)

@@ -76,7 +76,8 @@ impl Key {
         }
         for (name, decl) in &self.tensors {
             if let Some(decl) = decl {
-                let _ = write!(label, " {name}:{}{}", decl.dtype, if decl.vec4 { "x4" } else { "" });
+                let _ =
+                    write!(label, " {name}:{}{}", decl.dtype, if decl.vec4 { "x4" } else { "" });
             }
         }
         label
@@ -86,9 +87,8 @@ impl Key {
 /// Whether `text` uses `name` as a whole word.
 fn names(text: &str, name: &str) -> bool {
     let word = |c: char| c.is_alphanumeric() || c == '_';
-    text.match_indices(name).any(|(at, _)| {
-        !text[..at].ends_with(word) && !text[at + name.len()..].starts_with(word)
-    })
+    text.match_indices(name)
+        .any(|(at, _)| !text[..at].ends_with(word) && !text[at + name.len()..].starts_with(word))
 }
 
 /// Replaces the value of each `@spec` line, writes each `@tensor` line anew, unrolls `@unroll`.
@@ -105,7 +105,8 @@ pub(crate) fn specialize(
     let mut out = String::with_capacity(source.len());
     for line in source.lines() {
         if line.ends_with("// @spec") {
-            let (head, _) = line.split_once('=').unwrap_or_else(|| panic!("@spec without a value: {line}"));
+            let (head, _) =
+                line.split_once('=').unwrap_or_else(|| panic!("@spec without a value: {line}"));
             let name = head.split([':', ' ']).nth(1).unwrap_or_default();
             let value = spec
                 .iter()
@@ -127,9 +128,8 @@ pub(crate) fn specialize(
                 None => out.push_str(&TensorDecl::absent(name, writable)),
             }
             tensors_seen += 1;
-        } else if let Some((_, rest)) = line
-            .strip_prefix("@group(0) @binding(")
-            .and_then(|rest| rest.split_once(')'))
+        } else if let Some((_, rest)) =
+            line.strip_prefix("@group(0) @binding(").and_then(|rest| rest.split_once(')'))
         {
             let _ = write!(out, "@group(0) @binding({binding}){rest}");
             binding += 1;
@@ -180,7 +180,8 @@ fn unroll(text: &str) -> String {
             }
             if let Some(rest) = mark.strip_prefix("// @unroll ") {
                 let (name, count) = rest.split_once(' ').unwrap_or_else(|| panic!("bad {mark}"));
-                let n = constant(text, count).unwrap_or_else(|| panic!("{mark}: {count} is not known"));
+                let n =
+                    constant(text, count).unwrap_or_else(|| panic!("{mark}: {count} is not known"));
                 let body = expand(lines, text, false);
                 for i in 0..n {
                     out.push_str(&replace_word(&body, name, &format!("{i}u")));
@@ -193,7 +194,11 @@ fn unroll(text: &str) -> String {
         assert!(top, "@unroll without @end");
         out
     }
-    if text.contains("// @unroll ") { expand(&mut text.lines(), text, true) } else { text.to_owned() }
+    if text.contains("// @unroll ") {
+        expand(&mut text.lines(), text, true)
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Value of a number or of a `const NAME: u32 = VALUEu;` line.
@@ -236,7 +241,6 @@ pub(crate) enum Binding {
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) label: String,
-    pub(crate) wgsl: String,
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) layout: wgpu::BindGroupLayout,
     /// In order of their index, which counts from 0 without gaps.
@@ -294,11 +298,12 @@ impl Kernel {
                 label: Some(&label),
                 entries: &entries,
             });
-            let pipeline_layout = ctx.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(&label),
-                bind_group_layouts: &[Some(&layout)],
-                ..Default::default()
-            });
+            let pipeline_layout =
+                ctx.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                    label: Some(&label),
+                    bind_group_layouts: &[Some(&layout)],
+                    ..Default::default()
+                });
             let pipeline = ctx.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&label),
                 layout: Some(&pipeline_layout),
@@ -315,11 +320,13 @@ impl Kernel {
         });
         let (pipeline, layout) = match compiled {
             Ok(parts) => parts,
-            Err(Error::Device { message, .. }) => return Err(Error::Compile { kernel: label, message }),
+            Err(Error::Device { message, .. }) => {
+                return Err(Error::Compile { kernel: label, message });
+            }
             Err(other) => return Err(other),
         };
         log::debug!("compiled {label} in {:.1?}", started.elapsed());
-        Ok(Self { label, wgsl, pipeline, layout, bindings })
+        Ok(Self { label, pipeline, layout, bindings })
     }
 }
 
@@ -344,6 +351,9 @@ fn bindings(wgsl: &str) -> Vec<Binding> {
         })
         .collect();
     found.sort_by_key(|(index, _)| *index);
-    assert!(found.iter().map(|f| f.0).eq(0..u32::try_from(found.len()).unwrap_or(0)), "bindings have gaps");
+    assert!(
+        found.iter().map(|f| f.0).eq(0..u32::try_from(found.len()).unwrap_or(0)),
+        "bindings have gaps"
+    );
     found.into_iter().map(|(_, kind)| kind).collect()
 }

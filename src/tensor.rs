@@ -50,7 +50,11 @@ impl<const N: usize> Layout<N> {
             assert!(axis < N && !seen[axis], "{axes:?} is not a permutation of 0..{N}");
             seen[axis] = true;
         }
-        Self { shape: axes.map(|a| self.shape[a]), strides: axes.map(|a| self.strides[a]), offset: self.offset }
+        Self {
+            shape: axes.map(|a| self.shape[a]),
+            strides: axes.map(|a| self.strides[a]),
+            offset: self.offset,
+        }
     }
 
     /// The same strides from another first element.
@@ -131,13 +135,24 @@ impl<'a, const N: usize> TensorView<'a, N> {
         let elements = l.elements();
         let end = l.end().and_then(|end| end.checked_mul(self.dtype.size()));
         let (Some(_), Some(end)) = (elements, end) else {
-            return Err(Error::Limit { op, what: "addressable bytes", need: u64::MAX, limit: u64::MAX - 1 });
+            return Err(Error::Limit {
+                op,
+                what: "addressable bytes",
+                need: u64::MAX,
+                limit: u64::MAX - 1,
+            });
         };
         if end > size {
             return Err(Error::OutOfRange { op, what, end, size });
         }
         if !size.is_multiple_of(4) {
-            return Err(Error::Misaligned { op, what, quantity: "the buffer's size in bytes", multiple: 4, got: size });
+            return Err(Error::Misaligned {
+                op,
+                what,
+                quantity: "the buffer's size in bytes",
+                multiple: 4,
+                got: size,
+            });
         }
         if N > 0 && l.shape[N - 1] > 1 && l.strides[N - 1] != 1 {
             return Err(Error::Strides {
@@ -195,7 +210,12 @@ impl<const N: usize> Tensor<N> {
     pub fn write<T: Element>(&self, ctx: &Context, data: &[T]) -> Result<()> {
         let elements = self.layout.elements().unwrap_or(u64::MAX);
         if T::DTYPE != self.dtype {
-            return Err(Error::DType { op: "tensor", what: "data", expected: self.dtype, got: T::DTYPE });
+            return Err(Error::DType {
+                op: "tensor",
+                what: "data",
+                expected: self.dtype,
+                got: T::DTYPE,
+            });
         }
         if data.len() as u64 != elements {
             return Err(Error::shape(
@@ -288,7 +308,12 @@ impl<const N: usize> Tensor<N> {
         ctx: &Context,
     ) -> Result<impl Future<Output = Result<Vec<T>>> + use<T, N>> {
         if T::DTYPE != self.dtype {
-            return Err(Error::DType { op: "download", what: "T", expected: self.dtype, got: T::DTYPE });
+            return Err(Error::DType {
+                op: "download",
+                what: "T",
+                expected: self.dtype,
+                got: T::DTYPE,
+            });
         }
         let bytes = Self::bytes(&self.layout, self.dtype)?;
         let pending = ctx.start_read(&self.buffer, bytes)?;

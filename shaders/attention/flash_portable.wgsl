@@ -15,11 +15,15 @@ const QUERIES: u32 = 4u; // @spec
 const BLOCK_K: u32 = 4u; // @spec
 const TILE_K: u32 = 32u; // @spec
 const STAGED: bool = true; // @spec
+// vec4s that one invocation stages
+const K_STAGE: u32 = 16u; // @spec
+const V_STAGE: u32 = 16u; // @spec
 const CAUSAL: bool = false; // @spec
 // indices of unrolled blocks
 const C: u32 = 0u;
 const I: u32 = 0u;
 const J: u32 = 0u;
+const R: u32 = 0u;
 
 // Must match `attention::Params` (tested). Strides are (batch, seq, head, offset), in elements.
 struct Params {
@@ -82,6 +86,9 @@ fn flash_portable(
     // of the last row of the workgroup: the same for all its invocations
     let last = visible_keys(min(first_row + WORKGROUP * QUERIES, params.seq_q) - 1u);
 
+    // of its first row: keys before it are visible to every row
+    let first_limit = visible_keys(first_row);
+
     let q_base = batch * params.q.x + head * params.q.z + params.q.w;
     let k_base = batch * params.k.x + head_kv * params.k.z + params.k.w;
     let v_base = batch * params.v.x + head_kv * params.v.z + params.v.w;
@@ -106,12 +113,19 @@ fn flash_portable(
     for (var tile = 0u; tile < last; tile += TILE_K) {
         if STAGED {
             workgroupBarrier();
-            for (var i = local; i < TILE_K * D4; i += WORKGROUP) {
+            // written out: on some drivers loop trips are counted
+            // @unroll R K_STAGE
+            if R * WORKGROUP + local < TILE_K * D4 {
+                let i = R * WORKGROUP + local;
                 k_tile[i] = k_row(k_base, tile + i / D4, i % D4);
             }
-            for (var i = local; i < TILE_K * DV4; i += WORKGROUP) {
+            // @end
+            // @unroll R V_STAGE
+            if R * WORKGROUP + local < TILE_K * DV4 {
+                let i = R * WORKGROUP + local;
                 v_tile[i] = v_row(v_base, tile + i / DV4, i % DV4);
             }
+            // @end
             workgroupBarrier();
         }
         for (var block = 0u; block < min(TILE_K, last - tile); block += BLOCK_K) {
@@ -156,18 +170,29 @@ fn flash_portable(
             }
             // @end
 
+            // where some row does not see some key, its weight is 0, but 0 * NaN is NaN
+            let partial = start + BLOCK_K > first_limit;
             // @unroll C DV4
-            // @unroll I QUERIES
-            acc[I * DV4 + C] *= shrink[I];
-            // @end
-            // @unroll J BLOCK_K
             {
-                let x = v_at(v_base, tile, block + J, C);
+                var x: array<vec4<f32>, BLOCK_K>;
+                // @unroll J BLOCK_K
+                x[J] = v_at(v_base, tile, block + J, C);
+                // @end
+                if partial {
+                    // @unroll J BLOCK_K
+                    x[J] = finite(x[J]);
+                    // @end
+                }
                 // @unroll I QUERIES
-                acc[I * DV4 + C] = fma(vec4<f32>(s[I * BLOCK_K + J]), x, acc[I * DV4 + C]);
+                {
+                    var sum = acc[I * DV4 + C] * shrink[I];
+                    // @unroll J BLOCK_K
+                    sum = fma(vec4<f32>(s[I * BLOCK_K + J]), x[J], sum);
+                    // @end
+                    acc[I * DV4 + C] = sum;
+                }
                 // @end
             }
-            // @end
             // @end
         }
     }
@@ -188,6 +213,12 @@ fn flash_portable(
         }
     }
     // @end
+}
+
+// Infinities and NaN, told by their bits, become 0.
+fn finite(x: vec4<f32>) -> vec4<f32> {
+    let exponent = bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u);
+    return select(x, vec4<f32>(0.0), exponent == vec4<u32>(0x7f800000u));
 }
 
 // Number of keys, from the first, that query `row` sees.

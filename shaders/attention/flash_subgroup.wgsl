@@ -82,6 +82,9 @@ fn flash_subgroup(
     // of the last row of the workgroup: the same for all its invocations
     let last = visible_keys(min(first_row + WORKGROUP * QUERIES, params.seq_q) - 1u);
 
+    // of its first row: keys before it are visible to every row
+    let first_limit = visible_keys(first_row);
+
     let q_base = batch * params.q.x + head * params.q.z + params.q.w;
     let k_base = batch * params.k.x + head_kv * params.k.z + params.k.w;
     let v_base = batch * params.v.x + head_kv * params.v.z + params.v.w;
@@ -154,18 +157,28 @@ fn flash_subgroup(
         // @unroll R V_REGS
         values[R] = v_chunk(v_base, start, R * LANES + lane);
         // @end
-        // @unroll C DV4
-        // @unroll I QUERIES
-        acc[I * DV4 + C] *= shrink[I];
-        // @end
-        // @unroll J BLOCK_K
-        {
-            let x = subgroupBroadcast(values[(J * DV4 + C) / LANES], (J * DV4 + C) % LANES);
-            // @unroll I QUERIES
-            acc[I * DV4 + C] = fma(vec4<f32>(s[I * BLOCK_K + J]), x, acc[I * DV4 + C]);
+        // where some row does not see some key, its weight is 0, but 0 * NaN is NaN
+        if start + BLOCK_K > first_limit {
+            // @unroll R V_REGS
+            values[R] = finite(values[R]);
             // @end
         }
-        // @end
+        // @unroll C DV4
+        {
+            var x: array<vec4<f32>, BLOCK_K>;
+            // @unroll J BLOCK_K
+            x[J] = subgroupBroadcast(values[(J * DV4 + C) / LANES], (J * DV4 + C) % LANES);
+            // @end
+            // @unroll I QUERIES
+            {
+                var sum = acc[I * DV4 + C] * shrink[I];
+                // @unroll J BLOCK_K
+                sum = fma(vec4<f32>(s[I * BLOCK_K + J]), x[J], sum);
+                // @end
+                acc[I * DV4 + C] = sum;
+            }
+            // @end
+        }
         // @end
     }
 
@@ -185,6 +198,12 @@ fn flash_subgroup(
         }
     }
     // @end
+}
+
+// Infinities and NaN, told by their bits, become 0.
+fn finite(x: vec4<f32>) -> vec4<f32> {
+    let exponent = bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u);
+    return select(x, vec4<f32>(0.0), exponent == vec4<u32>(0x7f800000u));
 }
 
 // Number of keys, from the first, that query `row` sees.

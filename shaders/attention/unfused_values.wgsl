@@ -1,5 +1,5 @@
-// Plain attention, second kernel: one invocation normalises one row of scores and applies it.
-//   v [B, S, Hkv, Dv], o [B, T, H, Dv], lse [B, H, T], scores [B, H, T, S]
+// Plain attention, third kernel: one invocation for one element of the output.
+//   v [B, S, Hkv, Dv], o [B, T, H, Dv], scores [B, H, T, S], by now weights
 const HEAD_DIM_V: u32 = 64u; // @spec
 const CAUSAL: bool = false; // @spec
 
@@ -17,14 +17,13 @@ struct Params {
     diagonal: i32,
     scale: f32,
     blocks_q: u32,
-    // number of rows
+    // number of elements
     groups: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> v: array<f32>; fn v_load(i: u32) -> f32 { return v[i]; } // @tensor
 @group(0) @binding(2) var<storage, read_write> o: array<f32>; fn o_store(i: u32, x: f32) { o[i] = x; } // @tensor
-@group(0) @binding(3) var<storage, read_write> lse: array<f32>; fn lse_store_bits(i: u32, x: u32) { lse[i] = bitcast<f32>(x); } // @tensor
-@group(0) @binding(4) var<storage, read_write> scores: array<f32>; fn scores_load(i: u32) -> f32 { return scores[i]; } fn scores_store(i: u32, x: f32) { scores[i] = x; } // @tensor
+@group(0) @binding(3) var<storage, read_write> scores: array<f32>; fn scores_load(i: u32) -> f32 { return scores[i]; } // @tensor
 
 @compute @workgroup_size(64)
 fn unfused_values(
@@ -36,36 +35,20 @@ fn unfused_values(
     if item >= params.groups {
         return;
     }
-    let row = item % params.seq_q;
-    let head = (item / params.seq_q) % params.heads;
-    let batch = item / (params.seq_q * params.heads);
-    let at = item * params.seq_k;
+    let c = item % HEAD_DIM_V;
+    let row = (item / HEAD_DIM_V) % params.seq_q;
+    let head = (item / (HEAD_DIM_V * params.seq_q)) % params.heads;
+    let batch = item / (HEAD_DIM_V * params.seq_q * params.heads);
+    let at = (item / HEAD_DIM_V) * params.seq_k;
+    // hidden keys are not read: their weight is 0, but 0 * NaN is NaN
     var limit = params.seq_k;
     if CAUSAL {
         limit = u32(clamp(i32(row) + params.diagonal + 1, 0, i32(params.seq_k)));
     }
-    var top = -1e30;
+    let v_at = batch * params.v.x + (head / params.group) * params.v.z + params.v.w + c;
+    var acc = 0.0;
     for (var j = 0u; j < limit; j++) {
-        top = max(top, scores_load(at + j));
+        acc = fma(scores_load(at + j), v_load(v_at + j * params.v.y), acc);
     }
-    var sum = 0.0;
-    for (var j = 0u; j < limit; j++) {
-        let p = exp2(scores_load(at + j) - top);
-        scores_store(at + j, p);
-        sum += p;
-    }
-    let empty = limit == 0u;
-    let inverse = select(1.0 / sum, 0.0, empty);
-    let v_at = batch * params.v.x + (head / params.group) * params.v.z + params.v.w;
-    let o_at = batch * params.o.x + row * params.o.y + head * params.o.z + params.o.w;
-    for (var c = 0u; c < HEAD_DIM_V; c++) {
-        var acc = 0.0;
-        for (var j = 0u; j < limit; j++) {
-            acc = fma(scores_load(at + j), v_load(v_at + j * params.v.y + c), acc);
-        }
-        o_store(o_at + c, acc * inverse);
-    }
-    let value = top * 0.6931471805599453 + log(select(sum, 1.0, empty));
-    let lse_at = batch * params.lse.x + head * params.lse.y + row * params.lse.z + params.lse.w;
-    lse_store_bits(lse_at, select(bitcast<u32>(value), 0xff800000u, empty));
+    o_store(batch * params.o.x + row * params.o.y + head * params.o.z + params.o.w + c, acc);
 }

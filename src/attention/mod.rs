@@ -16,6 +16,7 @@ const OP: &str = "attention";
 const SUBGROUP: Source = source!("attention/flash_subgroup.wgsl");
 const PORTABLE: Source = source!("attention/flash_portable.wgsl");
 const SCORES: Source = source!("attention/unfused_scores.wgsl");
+const SOFTMAX: Source = source!("attention/unfused_softmax.wgsl");
 const VALUES: Source = source!("attention/unfused_values.wgsl");
 
 /// The largest `head_dim` and `head_dim_v`.
@@ -48,7 +49,15 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// Multi-head self-attention: as many keys as queries, one head size.
     pub fn self_attention(batch: u32, seq: u32, heads: u32, head_dim: u32) -> Self {
-        Self { batch, seq_q: seq, seq_k: seq, heads, heads_kv: heads, head_dim, head_dim_v: head_dim }
+        Self {
+            batch,
+            seq_q: seq,
+            seq_k: seq,
+            heads,
+            heads_kv: heads,
+            head_dim,
+            head_dim_v: head_dim,
+        }
     }
 
     /// Floating-point operations of the two products, two for each multiply-add, counting visible
@@ -59,7 +68,8 @@ impl AttentionShape {
             Mask::None => f64::from(self.seq_q) * f64::from(self.seq_k),
             Mask::Causal(align) => {
                 let diagonal = align.diagonal(self.seq_q, self.seq_k);
-                let seen = |row: u32| (i64::from(row) + diagonal + 1).clamp(0, i64::from(self.seq_k));
+                let seen =
+                    |row: u32| (i64::from(row) + diagonal + 1).clamp(0, i64::from(self.seq_k));
                 #[expect(clippy::cast_precision_loss, reason = "a length is exact in f64")]
                 (0..self.seq_q).map(|row| seen(row) as f64).sum()
             }
@@ -226,7 +236,7 @@ impl Attention {
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
         let plan = self.design(&ctx.caps, shape)?;
-        for key in plan.keys([true; 4], false) {
+        for key in plan.keys([true; 2], false) {
             ctx.kernel(key)?;
         }
         Ok(plan)
@@ -246,21 +256,29 @@ impl Attention {
         if !scale.is_finite() {
             return Err(Error::value(OP, "scale", "a finite number", scale));
         }
-        let tiles = match self.tiles {
+        let mut tiles = match self.tiles {
             Some(tiles) => check_tiles(caps, &shape, tiles)?,
             None => select_tiles(caps, &shape),
         };
-        if self.algorithm == Algorithm::Flash {
-            let trips = u64::from(shape.seq_k).div_ceil(u64::from(tiles.block_k));
-            if trips > caps.loop_trips {
-                return Err(Error::Limit {
-                    op: OP,
-                    what: "keys in one pass on this driver",
-                    need: shape.seq_k.into(),
-                    limit: caps.loop_trips.saturating_mul(tiles.block_k.into()),
-                });
+        let mut keys = longest(caps, &shape, self.algorithm, tiles);
+        // longer blocks make fewer trips
+        while self.tiles.is_none() && u64::from(shape.seq_k) > keys {
+            let longer = Tiles { block_k: tiles.block_k * 2, ..tiles };
+            match check_tiles(caps, &shape, longer) {
+                Ok(longer) => tiles = longer,
+                Err(_) => break,
             }
-        } else if scratch_bytes(&shape) > caps.binding_size {
+            keys = longest(caps, &shape, self.algorithm, tiles);
+        }
+        if u64::from(shape.seq_k) > keys {
+            return Err(Error::Limit {
+                op: OP,
+                what: "keys in one pass on this driver",
+                need: shape.seq_k.into(),
+                limit: keys,
+            });
+        }
+        if self.algorithm == Algorithm::Unfused && scratch_bytes(&shape) > caps.binding_size {
             return Err(Error::Limit {
                 op: OP,
                 what: "bytes of stored scores",
@@ -269,10 +287,7 @@ impl Attention {
             });
         }
         let lanes = caps.subgroup.map_or(1, |(min, _)| min.min(32));
-        // a CPU reads workgroup memory no faster than any other
-        let row = 16 * (shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4));
-        let staged = (caps.workgroup_storage.min(16_384) / row).min(64) / tiles.block_k * tiles.block_k;
-        let tile_k = if caps.cpu { tiles.block_k } else { staged.max(tiles.block_k) };
+        let tile_k = tile_k(caps, &shape, tiles);
         Ok(AttentionPlan { shape, options: *self, tier: caps.tier, tiles, scale, lanes, tile_k })
     }
 
@@ -281,7 +296,7 @@ impl Attention {
     pub fn supported_tiles(caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
         let first = select_tiles(caps, shape);
         let mut all = vec![first];
-        for workgroup in [32, 64, 128, 256] {
+        for workgroup in [8, 16, 32, 64, 128, 256] {
             for queries in [1, 2, 4, 8] {
                 for block_k in [1, 2, 4, 8, 16] {
                     let tiles = Tiles { workgroup, queries, block_k };
@@ -307,7 +322,12 @@ fn check_shape(s: &AttentionShape) -> Result<()> {
         }
     }
     if !s.heads.is_multiple_of(s.heads_kv) {
-        return Err(Error::shape(OP, "heads", format!("a multiple of heads_kv = {}", s.heads_kv), s.heads));
+        return Err(Error::shape(
+            OP,
+            "heads",
+            format!("a multiple of heads_kv = {}", s.heads_kv),
+            s.heads,
+        ));
     }
     // positions are compared as i32 in the kernels
     for (what, value) in [("seq_q", s.seq_q), ("seq_k", s.seq_k)] {
@@ -316,7 +336,10 @@ fn check_shape(s: &AttentionShape) -> Result<()> {
         }
     }
     let product = |dims: [u32; 4]| dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d.into()));
-    for dims in [[s.batch, s.seq_q, s.heads, s.head_dim.max(s.head_dim_v)], [s.batch, s.seq_k, s.heads_kv, s.head_dim.max(s.head_dim_v)]] {
+    for dims in [
+        [s.batch, s.seq_q, s.heads, s.head_dim.max(s.head_dim_v)],
+        [s.batch, s.seq_k, s.heads_kv, s.head_dim.max(s.head_dim_v)],
+    ] {
         let elements = product(dims).unwrap_or(u64::MAX);
         if elements > u64::from(u32::MAX) {
             return Err(Error::Limit {
@@ -339,12 +362,22 @@ fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
     // register tiles are written out: beyond this no compiler finishes
     let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
     let unrolled = u64::from(chunks) * u64::from(t.queries) * u64::from(t.block_k);
-    if !positive || t.workgroup > caps.invocations || unrolled > 8192 {
+    // lanes that speak for their subgroup must all be there
+    let whole = match (caps.tier, caps.subgroup) {
+        (Tier::Subgroup, Some((_, max))) => max,
+        _ => 1,
+    };
+    if !positive
+        || t.workgroup > caps.invocations
+        || !t.workgroup.is_multiple_of(whole)
+        || unrolled > 8192
+    {
         return Err(Error::shape(
             OP,
             "tiles",
             format!(
-                "positive, workgroup at most {}, queries * block_k at most {} for these head sizes",
+                "positive, workgroup a multiple of {whole} and at most {}, queries * block_k at most {} \
+                 for these head sizes",
                 caps.invocations,
                 8192 / chunks
             ),
@@ -354,10 +387,33 @@ fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
     Ok(t)
 }
 
+/// Keys that the portable kernel stages at a time: whole blocks that fit the workgroup memory that
+/// every device has.
+fn tile_k(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u32 {
+    let row = 16 * (shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4));
+    let fits = (caps.workgroup_storage.min(16_384) / row).min(64);
+    (fits / tiles.block_k * tiles.block_k).max(tiles.block_k)
+}
+
+/// The most keys that one pass can visit within the driver's loop trips.
+fn longest(caps: &Caps, shape: &AttentionShape, algorithm: Algorithm, tiles: Tiles) -> u64 {
+    let (block, tile) = (u64::from(tiles.block_k), u64::from(tile_k(caps, shape, tiles)));
+    match (algorithm, caps.tier) {
+        // three loops over a row
+        (Algorithm::Unfused, _) => caps.loop_trips / 3,
+        (Algorithm::Flash, Tier::Subgroup) => caps.loop_trips.saturating_mul(block),
+        // a trip for each tile and one for each block in it
+        (Algorithm::Flash, Tier::Portable) => {
+            (caps.loop_trips / (tile / block + 1)).saturating_mul(tile)
+        }
+    }
+}
+
 /// Tiles for a problem on a device. Pure.
 ///
-/// On a CPU a register tile of four queries pays for each broadcast or load; on a GPU registers
-/// are scarce and one query for each invocation keeps them. Wide heads take fewer queries.
+/// On a CPU a register tile of four queries pays for each broadcast or load, and a workgroup of
+/// one subgroup wastes least at a causal edge; on a GPU registers are scarce and one query for
+/// each invocation keeps them. Wide heads take fewer queries.
 fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
     let wide = shape.head_dim.max(shape.head_dim_v);
     let queries = match (caps.cpu, wide) {
@@ -365,14 +421,20 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
         (true, ..=128) => 2,
         _ => 1,
     };
-    let block_k = match wide {
-        ..=32 => 8,
-        ..=128 => 4,
+    let block_k = match (caps.cpu, wide) {
+        (true, ..=32) => 8,
+        (true, ..=64) => 2,
+        (_, ..=64) => 4,
         _ => 2,
     };
     let widest = caps.subgroup.map_or(32, |(_, max)| max);
-    let workgroup = if caps.cpu { 32 } else { 64 }.max(widest).min(caps.invocations);
-    Tiles { workgroup, queries, block_k }
+    let workgroup = match (caps.cpu, caps.tier) {
+        (true, Tier::Subgroup) => widest,
+        // rows staged in workgroup memory serve more queries
+        (true, Tier::Portable) => 32,
+        (false, _) => widest.max(64),
+    };
+    Tiles { workgroup: workgroup.min(caps.invocations), queries, block_k }
 }
 
 impl AttentionPlan {
@@ -401,39 +463,49 @@ impl AttentionPlan {
 
     /// The text of each kernel, for aligned views and without LSE.
     pub fn wgsl(&self) -> Vec<String> {
-        self.keys([true; 4], false).iter().map(Key::wgsl).collect()
+        self.keys([true; 2], false).iter().map(Key::wgsl).collect()
     }
 
     /// File, entry point and constants of each kernel, for profilers.
     pub fn label(&self) -> String {
-        self.keys([true; 4], false).iter().map(Key::label).collect::<Vec<_>>().join("; ")
+        self.keys([true; 2], false).iter().map(Key::label).collect::<Vec<_>>().join("; ")
     }
 
-    /// Keys of the kernels, in order. `aligned` says which of q, k, v, o start every row at a
-    /// multiple of four elements.
-    fn keys(&self, aligned: [bool; 4], lse: bool) -> Vec<Key> {
+    /// Keys of the kernels, in order. `aligned` says whether all rows of the inputs, and of the
+    /// output, start at multiples of four elements.
+    fn keys(&self, aligned: [bool; 2], lse: bool) -> Vec<Key> {
         let (s, t) = (self.shape, self.tiles);
         let dtype = self.options.dtype;
         let decl = |name: &'static str, aligned: bool, dim: u32| {
             (name, Some(TensorDecl { dtype, vec4: aligned && dim.is_multiple_of(4) }))
         };
-        let f32_decl = |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
+        let f32_decl =
+            |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
         let number = |x: u32| format!("{x}u");
         let causal = (self.options.mask != Mask::None).to_string();
-        let (q, k) = (decl("q", aligned[0], s.head_dim), decl("k", aligned[1], s.head_dim));
-        let (v, o) = (decl("v", aligned[2], s.head_dim_v), decl("o", aligned[3], s.head_dim_v));
+        let (q, k) = (decl("q", aligned[0], s.head_dim), decl("k", aligned[0], s.head_dim));
+        let (v, o) = (decl("v", aligned[0], s.head_dim_v), decl("o", aligned[1], s.head_dim_v));
         if self.options.algorithm == Algorithm::Unfused {
-            let spec = vec![("HEAD_DIM", number(s.head_dim))];
-            let scalar = |(name, _): (&'static str, Option<TensorDecl>)| {
-                (name, Some(TensorDecl { dtype, vec4: false }))
-            };
+            let scalar = |name: &'static str| (name, Some(TensorDecl { dtype, vec4: false }));
+            let scores = ("scores", f32_decl(true));
             return vec![
-                Key { source: SCORES, entry: "unfused_scores", spec, tensors: vec![scalar(q), scalar(k), ("scores", f32_decl(true))] },
+                Key {
+                    source: SCORES,
+                    entry: "unfused_scores",
+                    spec: vec![("HEAD_DIM", number(s.head_dim))],
+                    tensors: vec![scalar("q"), scalar("k"), scores],
+                },
+                Key {
+                    source: SOFTMAX,
+                    entry: "unfused_softmax",
+                    spec: vec![("CAUSAL", causal.clone())],
+                    tensors: vec![("lse", f32_decl(lse)), scores],
+                },
                 Key {
                     source: VALUES,
                     entry: "unfused_values",
                     spec: vec![("HEAD_DIM_V", number(s.head_dim_v)), ("CAUSAL", causal)],
-                    tensors: vec![scalar(v), scalar(o), ("lse", f32_decl(lse)), ("scores", f32_decl(true))],
+                    tensors: vec![scalar("v"), scalar("o"), scores],
                 },
             ];
         }
@@ -458,6 +530,8 @@ impl AttentionPlan {
         }
         spec.push(("TILE_K", number(self.tile_k)));
         spec.push(("STAGED", (self.tile_k > t.block_k).to_string()));
+        spec.push(("K_STAGE", number((self.tile_k * d4).div_ceil(t.workgroup))));
+        spec.push(("V_STAGE", number((self.tile_k * dv4).div_ceil(t.workgroup))));
         vec![Key { source: PORTABLE, entry: "flash_portable", spec, tensors }]
     }
 
@@ -472,8 +546,10 @@ impl AttentionPlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
         self.encode_pass(ctx, &mut pass, args)
     }
 
@@ -551,7 +627,8 @@ impl AttentionPlan {
             blocks_q,
             groups: u32::try_from(groups).unwrap_or(u32::MAX),
         };
-        let aligned = [&args.q, &args.k, &args.v, &args.o].map(|view| view.layout.is_multiple_of(4));
+        let whole = |view: &TensorView<'_, 4>| view.layout.is_multiple_of(4);
+        let aligned = [whole(&args.q) && whole(&args.k) && whole(&args.v), whole(&args.o)];
         let kernels = self
             .keys(aligned, args.lse.is_some())
             .into_iter()
@@ -565,26 +642,43 @@ impl AttentionPlan {
                 offset: 0,
                 size: wgpu::BufferSize::new(self.scratch_bytes().max(16).min(scratch.size())),
             });
-            // one invocation for each score, then for each output row
+            // one invocation for each score, then for each row, then for each output element
             let mut run = |kernel: usize, items: u64, resources: Vec<Resource<'_>>| {
                 let count = items.div_ceil(64);
                 params.groups = u32::try_from(items).unwrap_or(u32::MAX);
                 let bytes = bytemuck::bytes_of(&params);
-                dispatch(ctx, pass, OP, &kernels[kernel], bytes, &resources, fold(OP, count, &ctx.caps)?)
+                dispatch(
+                    ctx,
+                    pass,
+                    OP,
+                    &kernels[kernel],
+                    bytes,
+                    &resources,
+                    fold(OP, count, &ctx.caps)?,
+                )
             };
             let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.seq_q);
             run(0, rows * u64::from(s.seq_k), vec![q.resource, k.resource, scores.clone()])?;
-            let mut resources = vec![v.resource, o.resource];
-            resources.extend(lse);
-            resources.push(scores);
-            return run(1, rows, resources);
+            run(1, rows, lse.into_iter().chain([scores.clone()]).collect())?;
+            return run(2, rows * u64::from(s.head_dim_v), vec![v.resource, o.resource, scores]);
         }
         let mut resources = vec![q.resource, k.resource, v.resource, o.resource];
         resources.extend(lse);
-        dispatch(ctx, pass, OP, &kernels[0], bytemuck::bytes_of(&params), &resources, fold(OP, groups, &ctx.caps)?)
+        dispatch(
+            ctx,
+            pass,
+            OP,
+            &kernels[0],
+            bytemuck::bytes_of(&params),
+            &resources,
+            fold(OP, groups, &ctx.caps)?,
+        )
     }
 
-    fn check_scratch<'a>(&self, scratch: Option<&'a wgpu::Buffer>) -> Result<Option<&'a wgpu::Buffer>> {
+    fn check_scratch<'a>(
+        &self,
+        scratch: Option<&'a wgpu::Buffer>,
+    ) -> Result<Option<&'a wgpu::Buffer>> {
         let need = self.scratch_bytes();
         if need == 0 && self.options.algorithm == Algorithm::Flash {
             return Ok(None);
@@ -593,10 +687,19 @@ impl AttentionPlan {
             return Err(Error::argument(OP, "scratch", format!("needs {need} bytes, none given")));
         };
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::Usage { op: OP, what: "scratch", missing: wgpu::BufferUsages::STORAGE });
+            return Err(Error::Usage {
+                op: OP,
+                what: "scratch",
+                missing: wgpu::BufferUsages::STORAGE,
+            });
         }
         if buffer.size() < need.max(4) {
-            return Err(Error::OutOfRange { op: OP, what: "scratch", end: need, size: buffer.size() });
+            return Err(Error::OutOfRange {
+                op: OP,
+                what: "scratch",
+                end: need,
+                size: buffer.size(),
+            });
         }
         Ok(Some(buffer))
     }

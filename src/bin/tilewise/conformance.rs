@@ -1,7 +1,7 @@
 //! `tilewise conformance`: runs golden cases and judges the results.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -71,6 +71,17 @@ struct Tally {
     records: Vec<Value>,
 }
 
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        for (why, count) in other.skipped {
+            *self.skipped.entry(why).or_default() += count;
+        }
+        self.records.extend(other.records);
+    }
+}
+
 /// Runs the cases; false if one failed.
 pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
     let mut tally = Tally::default();
@@ -83,24 +94,29 @@ pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
         }
         tally.skipped.insert("no adapter on this machine".into(), cases.len());
     }
-    for ctx in &contexts {
-        let name = adapter::describe(&ctx.device.adapter_info());
-        let ctx = match args.tier.map_or_else(|| Ok(ctx.clone()), |tier| ctx.with_tier(tier)) {
-            Ok(ctx) => ctx,
-            // of all adapters, those that cannot run these kernels are passed over by name
-            Err(error) if contexts.len() > 1 => {
-                println!("{name}: {error}");
-                *tally.skipped.entry(format!("{name}: {error}")).or_default() += cases.len();
-                continue;
-            }
-            Err(error) => return Err(format!("{name}: {error}").into()),
-        };
-        println!("{name}: {} kernels, {}, {} cases", ctx.caps.tier, args.dtype, cases.len());
-        let out = match &args.out {
-            Some(dir) if contexts.len() > 1 => Some(dir.join(folder_name(&name))),
-            other => other.clone(),
-        };
-        run_on(&ctx, &name, &cases, args.dtype, out.as_deref(), &mut tally)?;
+    // drawn on stderr, and only if that is a terminal
+    let bar = ProgressBar::new((cases.len() * contexts.len()) as u64).with_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {elapsed}")
+            .expect("the template is valid"),
+    );
+    // most of the time goes into the drivers' compilers: adapters run beside each other
+    let tallies = std::thread::scope(|scope| {
+        let threads: Vec<_> = contexts
+            .iter()
+            .map(|ctx| {
+                let (cases, bar) = (&cases, &bar);
+                let several = contexts.len() > 1;
+                scope.spawn(move || {
+                    run_on(ctx, args, cases, several, bar).map_err(|e| e.to_string())
+                })
+            })
+            .collect();
+        // a panic of an operator is caught where it runs
+        threads.into_iter().map(|t| t.join().expect("the thread ends")).collect::<Vec<_>>()
+    });
+    bar.finish_and_clear();
+    for of_adapter in tallies {
+        tally.add(of_adapter?);
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&tally.records)?;
@@ -173,28 +189,41 @@ fn open(wanted: Option<&str>) -> Result<Vec<Context>, Failure> {
     opened.map_err(|(name, error)| format!("{name}: {error}").into())
 }
 
+/// Runs the cases on one adapter of those that are wanted.
 fn run_on(
     ctx: &Context,
-    adapter: &str,
+    args: &Args,
     cases: &[Case],
-    dtype: DType,
-    out: Option<&Path>,
-    tally: &mut Tally,
-) -> Result<(), Failure> {
-    // drawn on stderr, and only if that is a terminal
-    let bar = ProgressBar::new(cases.len() as u64).with_style(
-        ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {elapsed}")
-            .expect("the template is valid"),
-    );
+    several: bool,
+    bar: &ProgressBar,
+) -> Result<Tally, Failure> {
+    let mut tally = Tally::default();
+    let name = adapter::describe(&ctx.device.adapter_info());
+    let dtype = args.dtype;
+    let ctx = match args.tier.map_or_else(|| Ok(ctx.clone()), |tier| ctx.with_tier(tier)) {
+        Ok(ctx) => ctx,
+        // of several adapters, those that cannot run these kernels are passed over by name
+        Err(error) if several => {
+            tally.skipped.insert(format!("{name}: {error}"), cases.len());
+            return Ok(tally);
+        }
+        Err(error) => return Err(format!("{name}: {error}").into()),
+    };
+    let tier = ctx.caps.tier.name();
+    bar.suspend(|| println!("{name}: {tier} kernels, {dtype}, {} cases", cases.len()));
+    let out = match &args.out {
+        Some(dir) if several => Some(dir.join(folder_name(&name))),
+        other => other.clone(),
+    };
     for case in cases {
         bar.set_message(case.name.clone());
-        let outcome = conformance::run(ctx, case, dtype);
-        if let Some(dir) = out {
+        let outcome = conformance::run(&ctx, case, dtype);
+        if let Some(dir) = &out {
             conformance::write_result(dir, case, &outcome)?;
         }
         let mut record = json!({
             "case": case.name, "op": case.op, "family": case.family,
-            "dtype": dtype.name(), "adapter": adapter, "tier": ctx.caps.tier.name(),
+            "dtype": dtype.name(), "adapter": name, "tier": tier,
         });
         match conformance::verdict(case, dtype, &outcome) {
             Verdict::Pass(distances) => {
@@ -207,7 +236,8 @@ fn run_on(
             }
             Verdict::Fail(why) => {
                 tally.failed += 1;
-                bar.suspend(|| println!("FAIL {}: {why}", case.name));
+                let on = if several { format!(" on {name}") } else { String::new() };
+                bar.suspend(|| println!("FAIL {}{on}: {why}", case.name));
                 record["status"] = "fail".into();
                 record["detail"] = why.into();
             }
@@ -220,8 +250,7 @@ fn run_on(
         tally.records.push(record);
         bar.inc(1);
     }
-    bar.finish_and_clear();
-    Ok(())
+    Ok(tally)
 }
 
 /// An adapter's description as a folder name.
