@@ -11,6 +11,7 @@ mod element;
 mod error;
 pub mod fft;
 pub mod linear_attention;
+pub mod gaunt;
 pub mod measure;
 pub mod reference;
 mod shader;
