@@ -7,6 +7,8 @@ mod dispatch;
 mod element;
 mod error;
 pub mod measure;
+pub mod neighborhood;
+pub mod reference;
 mod shader;
 mod tensor;
 
@@ -14,5 +16,6 @@ pub use caps::{Caps, Tier};
 pub use context::Context;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
+pub use neighborhood::{NeighborhoodAttention, NeighborhoodShape};
 pub use tensor::{Layout, Tensor, TensorView};
 pub use wgpu;
