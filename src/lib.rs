@@ -1,6 +1,7 @@
 //! Portable GPU compute kernels on wgpu.
 #![deny(missing_docs)]
 
+pub mod attention;
 mod caps;
 mod context;
 mod dispatch;
@@ -16,6 +17,5 @@ pub use caps::{Caps, Tier};
 pub use context::Context;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
-pub use neighborhood::{NeighborhoodAttention, NeighborhoodShape};
 pub use tensor::{Layout, Tensor, TensorView};
 pub use wgpu;

@@ -1,8 +1,10 @@
 //! Neighborhood attention in one, two or three dimensions, with NATTEN's exact meaning.
 
+mod plan;
 mod simulate;
 mod window;
 
+pub use plan::{MapView, NeighborhoodArgs, NeighborhoodPlan};
 pub use simulate::{Candidate, KernelCost, NeighborhoodTiles, Simulation, StrideChoice, recommended_stride};
 pub(crate) use window::Axis;
 
@@ -36,8 +38,9 @@ pub enum RelativeBias {
     /// One number for each head and offset: `[heads, product over the axes of 2 * kernel_size - 1]`,
     /// the last axis fastest (Swin, MaxViT, early NATTEN).
     Table,
-    /// The query's dot products with a row of each axis' own table
-    /// `[2 * kernel_size - 1, head_dim]`, the same for all heads, summed over the axes (HaloNet).
+    /// The query's dot products with a row of each axis' own table, the same for all heads, summed
+    /// over the axes (HaloNet). The tables `[2 * kernel_size - 1, head_dim]` follow each other in
+    /// one tensor, axis 0 first.
     Factorised {
         /// Whether the products are multiplied by the scale of the scores.
         scaled: bool,
@@ -60,7 +63,7 @@ pub enum RelativeBias {
 /// ordinary attention, and is computed as such.
 ///
 /// ```
-/// use tilewise::NeighborhoodAttention;
+/// use tilewise::neighborhood::NeighborhoodAttention;
 /// let op = NeighborhoodAttention { dilation: [2, 2], ..NeighborhoodAttention::new([7, 7]) };
 /// assert_eq!(op.stride, [1, 1]);
 /// ```
@@ -85,6 +88,25 @@ pub struct NeighborhoodAttention<const D: usize> {
     pub border: Border,
     /// Bias by relative position.
     pub bias: RelativeBias,
+    /// Element type of `q`, `k`, `v`, `o` and the extra tokens. Sums are f32 whatever it is; `lse`
+    /// and the bias are always f32.
+    pub dtype: DType,
+    /// Fused, or the plain baseline.
+    pub algorithm: Algorithm,
+    /// How to cut the work, instead of the planner's choice.
+    pub tiles: Option<NeighborhoodTiles<D>>,
+}
+
+/// How neighborhood attention is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// Tiles of queries share the keys around them; online softmax, no scores in memory. A window
+    /// as large as the map goes to [`Attention`](crate::attention::Attention).
+    #[default]
+    Fused,
+    /// One invocation for each query gathers its window. The baseline of the benchmarks and a
+    /// second opinion in tests.
+    Naive,
 }
 
 /// Sizes of a problem; no data.
@@ -108,12 +130,10 @@ pub struct NeighborhoodShape<const D: usize> {
     pub head_dim_v: u32,
     /// Extra keys and values, `[batch, extra_tokens, heads_kv, ..]`, that every query sees.
     pub extra_tokens: u32,
-    /// Element type of `q`, `k`, `v`, `o` and the extra tokens. Sums are f32.
-    pub dtype: DType,
 }
 
 impl<const D: usize> Default for NeighborhoodShape<D> {
-    /// One map of one token and one head, 64 wide, f32: for `..Default::default()`.
+    /// One map of one token and one head, 64 wide: for `..Default::default()`.
     fn default() -> Self {
         Self {
             batch: 1,
@@ -123,8 +143,14 @@ impl<const D: usize> Default for NeighborhoodShape<D> {
             head_dim: 64,
             head_dim_v: 64,
             extra_tokens: 0,
-            dtype: DType::F32,
         }
+    }
+}
+
+impl<const D: usize> NeighborhoodShape<D> {
+    /// Tokens of one map.
+    pub fn tokens(&self) -> u64 {
+        self.spatial.iter().fold(1, |n, &d| n.saturating_mul(d.into()))
     }
 }
 
@@ -146,6 +172,23 @@ impl<const D: usize> NeighborhoodAttention<D> {
             scale: None,
             border: Border::Shift,
             bias: RelativeBias::None,
+            dtype: DType::F32,
+            algorithm: Algorithm::Fused,
+            tiles: None,
+        }
+    }
+
+    /// Shape of the bias tensor: `[heads, offsets]` of a table, `[rows, head_dim]` of factors.
+    pub fn bias_shape(&self, shape: &NeighborhoodShape<D>) -> Option<[u32; 2]> {
+        let spans = self.kernel_size.map(|k| k.saturating_mul(2).saturating_sub(1));
+        match self.bias {
+            RelativeBias::None => None,
+            RelativeBias::Table => {
+                Some([shape.heads, spans.iter().fold(1, |n, &span| n.saturating_mul(span))])
+            }
+            RelativeBias::Factorised { .. } => {
+                Some([spans.iter().fold(0, |n, &span| n.saturating_add(span)), shape.head_dim])
+            }
         }
     }
 
@@ -272,8 +315,8 @@ impl<const D: usize> NeighborhoodAttention<D> {
 /// Longest axis and largest kernel: sums of two positions stay in `i32`.
 const MAX_EXTENT: u32 = 1 << 29;
 
-/// Longest head whose query and output fit the registers of one invocation.
-const MAX_HEAD_DIM: u32 = 512;
+/// The largest `head_dim` and `head_dim_v`.
+pub const MAX_HEAD_DIM: u32 = 256;
 
 fn divides<const D: usize>(what: &'static str, spatial: [u32; D], part: [u32; D]) -> Result<()> {
     for a in 0..D {

@@ -75,6 +75,8 @@ pub struct Simulation {
     pub useful: u64,
     /// Scores of full attention on the same map.
     pub full: u64,
+    /// Loop trips of the invocations of the longest workgroup.
+    pub trips: u64,
     /// Whether every query of a tile shares one window, so that no score needs a mask.
     pub aligned: bool,
     /// Predicted cost of the whole problem, in multiply-adds of one invocation.
@@ -320,7 +322,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 *widths.entry(wb * wc).or_default() += nb * nc;
             }
         }
-        let (mut key_blocks, mut groups_walked) = (0u64, 0u64);
+        let (mut key_blocks, mut groups_walked, mut trips) = (0u64, 0u64, 0u64);
         for (length, count) in a.lengths() {
             for first in (0..length).step_by(a.tile as usize) {
                 let rows = (first + a.tile).min(length) - first;
@@ -335,14 +337,16 @@ impl<const D: usize> NeighborhoodAttention<D> {
                     .collect();
                 for (&width, &number) in &widths {
                     let width = i64::try_from(width).unwrap_or(i64::MAX);
-                    key_blocks += count * number * walk(&groups, width, extra, tiles.slots, tiles.block_k);
+                    let blocks = walk(&groups, width, extra, tiles.slots, tiles.block_k);
+                    key_blocks += count * number * blocks;
+                    trips = trips.max(blocks + groups.len() as u64 + u64::from(tiles.slots));
                     groups_walked += count * number * groups.len() as u64;
                 }
             }
         }
 
         let problems = u64::from(shape.batch) * u64::from(shape.heads);
-        let tokens: u64 = shape.spatial.iter().map(|&n| u64::from(n)).product();
+        let tokens = shape.tokens();
         let [key_blocks, groups_walked] = [key_blocks, groups_walked].map(|n| n * problems);
         let workgroups = problems
             * cuts.iter().map(|c| u64::from(c.tiles()) * u64::from(c.axis.dilation)).product::<u64>();
@@ -360,6 +364,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
             useful: problems
                 * (cuts.iter().map(Cut::useful).product::<u64>() + tokens * u64::from(shape.extra_tokens)),
             full: problems * tokens * (tokens + u64::from(shape.extra_tokens)),
+            trips,
             aligned: aligned(&cuts),
             cost: work * (cost.busy / workgroups as f64).max(1.0),
         }

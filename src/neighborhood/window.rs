@@ -63,7 +63,7 @@ impl Axis {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::neighborhood::visible;
+    use crate::reference::visible;
 
     /// Every length to 24 with every kernel, stride, dilation, causality and border.
     #[test]

@@ -15,10 +15,9 @@ pub struct NeighborhoodInputs<'a> {
     pub extra_k: &'a [f64],
     /// Extra values `[batch, extra_tokens, heads_kv, head_dim_v]`.
     pub extra_v: &'a [f64],
-    /// With [`RelativeBias::Table`], `[heads, product of 2 * kernel_size - 1]`.
-    pub table: &'a [f64],
-    /// With [`RelativeBias::Factorised`], for each axis `[2 * kernel_size - 1, head_dim]`.
-    pub relative: &'a [&'a [f64]],
+    /// With [`RelativeBias::Table`], `[heads, product of 2 * kernel_size - 1]`; with
+    /// [`RelativeBias::Factorised`], `[sum of 2 * kernel_size - 1, head_dim]`, axis 0 first.
+    pub bias: &'a [f64],
 }
 
 /// `softmax(scale * q k^T + bias) v` over each query's window, every score stored. Returns the
@@ -84,12 +83,13 @@ pub fn neighborhood_attention<const D: usize>(
                         RelativeBias::None => {}
                         RelativeBias::Table => {
                             let entry = offset.iter().zip(spans).fold(0, |n, (&o, span)| n * span + o);
-                            score += x.table[head * spans.iter().product::<usize>() + entry];
+                            score += x.bias[head * spans.iter().product::<usize>() + entry];
                         }
                         RelativeBias::Factorised { scaled } => {
                             let factor = if scaled { scale } else { 1.0 };
                             for a in 0..D {
-                                score += factor * dot(query, &x.relative[a][offset[a] * dim..][..dim]);
+                                let row = spans[..a].iter().sum::<usize>() + offset[a];
+                                score += factor * dot(query, &x.bias[row * dim..][..dim]);
                             }
                         }
                     }
