@@ -166,6 +166,7 @@ fn fused(
 
     // across the walk axis an invocation's window is the same in all its groups
     let column = place_of(0, local, first, size).at;
+    let per_group = i32(WORKGROUP) / across;
     let near = min(column, length - 1);
     let see_start = vec2<i32>(start_of(near, length, 1u), start_of(near, length, 2u));
     let see_end = vec2<i32>(end_of(near, length, 1u), end_of(near, length, 2u));
@@ -363,7 +364,7 @@ fn fused(
         }
 
         // the oldest group leaves
-        let leaving = place_of(g - i32(SLOTS), local, first, size);
+        let leaving = place_in(g - i32(SLOTS), column, local, first, size, per_group);
         if g >= i32(SLOTS) && leaving.live {
             let place = vec3<u32>(leaving.at);
             let o_at = o_base + dot(place, o_step);
@@ -393,10 +394,17 @@ fn fused(
 
         // the next group comes
         let comes = g < groups;
-        let low = first.x + g * i32(WORKGROUP) / across;
-        let high = first.x + (min((g + 1) * i32(WORKGROUP), queries) - 1) / across;
-        let low_key = (row_start(low, length.x) - origin) * width;
-        let high_key = select((row_end(high, length.x) - origin) * width, box_end + params.kernel.w, EXTRA);
+        var low_key = 0;
+        var high_key = box_end;
+        if MASK == 2u {
+            let low = first.x + g * per_group;
+            let high = min(low + per_group, first.x + size.x) - 1;
+            low_key = (row_start(low, length.x) - origin) * width;
+            high_key = (row_end(high, length.x) - origin) * width;
+        }
+        if EXTRA {
+            high_key = box_end + params.kernel.w;
+        }
         if comes && low_key < at {
             // the walk goes back; the others have seen all before `at`
             // @unroll I MOVES
@@ -405,7 +413,7 @@ fn fused(
             // @end
             at = low_key;
         }
-        let coming = place_of(g, local, first, size);
+        let coming = place_in(g, column, local, first, size, per_group);
         let seat = min(coming.at, length - 1);
         let sees = comes && coming.live;
         start[MOVES] = select(0, low_key, comes);
@@ -467,6 +475,16 @@ fn place_of(g: i32, local: u32, first: vec3<i32>, size: vec3<i32>) -> Place {
         index % params.tile.z,
     );
     return Place(first + at, all(at < size));
+}
+
+// The same. Where windows differ the queries across the walk axis divide the workgroup, and an
+// invocation keeps its column.
+fn place_in(g: i32, column: vec3<i32>, local: u32, first: vec3<i32>, size: vec3<i32>, per_group: i32) -> Place {
+    if MASK != 2u {
+        return place_of(g, local, first, size);
+    }
+    let at = vec3<i32>(column.x + g * per_group, column.yz);
+    return Place(at, all(at - first < size));
 }
 
 // The portable tier's broadcast: an invocation has loaded all that it hears.

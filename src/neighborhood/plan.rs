@@ -395,8 +395,7 @@ impl<const D: usize> NeighborhoodPlan<D> {
         };
         let lanes = self.lanes;
         spec.extend([
-            ("SLOTS", number(t.slots)),
-            ("MOVES", number(t.slots - 1)),
+            ("SLOTS", number(t.slots)), ("MOVES", number(t.slots - 1)),
             ("BLOCK_K", number(t.block_k)),
             ("LANES", number(lanes)),
             ("K_REGS", number((t.block_k * d4).div_ceil(lanes))),
