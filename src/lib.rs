@@ -13,6 +13,7 @@ pub mod fft;
 pub mod linear_attention;
 pub mod gaunt;
 pub mod measure;
+pub mod neighborhood;
 pub mod reference;
 mod shader;
 mod tensor;

@@ -17,3 +17,7 @@ mod wigner;
 pub use gaunt::*;
 pub use spherical_harmonics::spherical_harmonics;
 pub use wigner::{real_wigner_3j, wigner_3j};
+mod neighborhood;
+#[cfg(test)]
+pub(crate) use neighborhood::visible;
+pub use neighborhood::{NeighborhoodInputs, neighborhood_attention};
