@@ -14,7 +14,14 @@ fn quick() {
         let Ok(ctx) = ctx.with_tier(tier) else { continue };
         for algorithm in [Algorithm::Naive, Algorithm::Fused] {
             let op = NeighborhoodAttention { algorithm, ..NeighborhoodAttention::new([7, 7]) };
-            let shape = NeighborhoodShape { spatial: [20, 24], heads: 2, heads_kv: 2, head_dim: 32, head_dim_v: 32, ..Default::default() };
+            let shape = NeighborhoodShape {
+                spatial: [20, 24],
+                heads: 2,
+                heads_kv: 2,
+                head_dim: 32,
+                head_dim_v: 32,
+                ..Default::default()
+            };
             let n = 20 * 24 * 2 * 32;
             let mut x = 1u32;
             let mut rnd = || {
@@ -47,7 +54,11 @@ fn quick() {
                 let d: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
                 (d / b.iter().map(|b| b * b).sum::<f64>()).sqrt()
             };
-            println!("{tier} {algorithm:?} o {:e} lse {:e}", err(&got, &want), err(&got_lse, &want_lse));
+            println!(
+                "{tier} {algorithm:?} o {:e} lse {:e}",
+                err(&got, &want),
+                err(&got_lse, &want_lse)
+            );
         }
     }
 }

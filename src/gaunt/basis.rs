@@ -148,7 +148,9 @@ mod tests {
     fn quadrature_is_exact() {
         let (x, w) = gauss_legendre(3);
         let s = 0.6f64.sqrt();
-        for (got, want) in x.iter().zip([-s, 0.0, s]).chain(w.iter().zip([5.0 / 9.0, 8.0 / 9.0, 5.0 / 9.0])) {
+        for (got, want) in
+            x.iter().zip([-s, 0.0, s]).chain(w.iter().zip([5.0 / 9.0, 8.0 / 9.0, 5.0 / 9.0]))
+        {
             assert!((got - want).abs() < 1e-15);
         }
         for n in [1u32, 2, 7, 16, 33, 97] {
@@ -180,7 +182,10 @@ mod tests {
     fn slope_is_the_derivative() {
         let (b, h) = (0.7f64, 1e-5);
         let slope = theta_slope_row(12, &theta_row(12, b.cos(), b.sin()));
-        let (up, down) = (theta_row(12, (b + h).cos(), (b + h).sin()), theta_row(12, (b - h).cos(), (b - h).sin()));
+        let (up, down) = (
+            theta_row(12, (b + h).cos(), (b + h).sin()),
+            theta_row(12, (b - h).cos(), (b - h).sin()),
+        );
         for (i, s) in slope.iter().enumerate() {
             assert!((s - (up[i] - down[i]) / (2.0 * h)).abs() < 1e-7, "{i}");
         }
@@ -201,7 +206,10 @@ mod tests {
                         })
                         .sum();
                     let want = theta_row(l, b.cos(), b.sin())[column(l, m)];
-                    assert!((got - want).abs() < 1e-13 * f64::from(l + 1), "{l} {m} {b}: {got} {want}");
+                    assert!(
+                        (got - want).abs() < 1e-13 * f64::from(l + 1),
+                        "{l} {m} {b}: {got} {want}"
+                    );
                 }
             }
         }

@@ -4,8 +4,7 @@ use std::{fmt, str::FromStr};
 
 use super::maps::{Bilinear, BilinearRows, Pair};
 use crate::{
-    Context, DType, Error, Layout, Result, TensorView,
-    dispatch::distinct_outputs,
+    Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs,
     reference::real_wigner_3j,
 };
 
@@ -57,7 +56,14 @@ impl FromStr for Irreps {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        let bad = |part: &str| Error::value(OP, "irreps", "terms such as 2x1o, joined by +", format!("{part:?} in {s:?}"));
+        let bad = |part: &str| {
+            Error::value(
+                OP,
+                "irreps",
+                "terms such as 2x1o, joined by +",
+                format!("{part:?} in {s:?}"),
+            )
+        };
         let irrep = |part: &str| {
             let part = part.trim();
             let (mul, rest) = part.split_once('x').unwrap_or(("1", part));
@@ -69,7 +75,11 @@ impl FromStr for Irreps {
             let l = rest[..rest.len() - 1].parse().map_err(|_| bad(part))?;
             Ok(Irrep { mul: mul.parse().map_err(|_| bad(part))?, l, odd })
         };
-        s.split('+').filter(|p| !p.trim().is_empty()).map(irrep).collect::<Result<Vec<_>>>().map(Self)
+        s.split('+')
+            .filter(|p| !p.trim().is_empty())
+            .map(irrep)
+            .collect::<Result<Vec<_>>>()
+            .map(Self)
     }
 }
 
@@ -150,10 +160,17 @@ impl ClebschGordan {
         let out = Irreps(paths.iter().map(|p| p.out).collect());
         let mut dims = [0u32; 3];
         for ((what, irreps), dim) in
-            [("irreps1", &self.irreps1), ("irreps2", &self.irreps2), ("irreps_out", &out)].into_iter().zip(&mut dims)
+            [("irreps1", &self.irreps1), ("irreps2", &self.irreps2), ("irreps_out", &out)]
+                .into_iter()
+                .zip(&mut dims)
         {
             if let Some(i) = irreps.0.iter().find(|i| i.l > MAX_CG_LMAX && what != "irreps_out") {
-                return Err(Error::shape(OP, what, format!("degrees of at most {MAX_CG_LMAX}"), i.l));
+                return Err(Error::shape(
+                    OP,
+                    what,
+                    format!("degrees of at most {MAX_CG_LMAX}"),
+                    i.l,
+                ));
             }
             *dim = u32::try_from(irreps.dim())
                 .ok()
@@ -226,13 +243,18 @@ impl ClebschGordanPlan {
         y.expect(OP, "y", [self.batch, self.dims[1]], self.dtype)?;
         z.expect_output(OP, "z", [self.batch, self.dims[2]], self.dtype)?;
         distinct_outputs(OP, &[("z", z.buffer)], &[("x", x.buffer), ("y", y.buffer)])?;
-        self.map.encode_pass(ctx, pass, OP, &BilinearRows {
-            x: ("x", one_channel(&x)),
-            y: ("y", one_channel(&y)),
-            z: ("z", one_channel(&z)),
-            weights: [None; 3],
-            gather: None,
-        })
+        self.map.encode_pass(
+            ctx,
+            pass,
+            OP,
+            &BilinearRows {
+                x: ("x", one_channel(&x)),
+                y: ("y", one_channel(&y)),
+                z: ("z", one_channel(&z)),
+                weights: [None; 3],
+                gather: None,
+            },
+        )
     }
 }
 

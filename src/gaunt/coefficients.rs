@@ -20,7 +20,12 @@ pub(crate) struct Coefficient {
 ///
 /// Integrals in the colatitude by Gauss-Legendre quadrature, in the longitude by equidistant
 /// points, both exact for the degrees at hand: no more error than the rounding of the sums.
-pub(crate) fn coefficients(lmax1: u32, lmax2: u32, lmax_out: u32, vector: bool) -> Vec<Coefficient> {
+pub(crate) fn coefficients(
+    lmax1: u32,
+    lmax2: u32,
+    lmax_out: u32,
+    vector: bool,
+) -> Vec<Coefficient> {
     let lmax_out = lmax_out.min(lmax1 + lmax2);
     let top = lmax1 + lmax2 + lmax_out;
     let lmax = lmax1.max(lmax2).max(lmax_out);
@@ -53,7 +58,8 @@ pub(crate) fn coefficients(lmax1: u32, lmax2: u32, lmax_out: u32, vector: bool) 
                                     .map(|i| {
                                         let sin = ((1.0 - nodes[i]) * (1.0 + nodes[i])).sqrt();
                                         let (row, slope) = (&rows[i], &slopes[i]);
-                                        weights[i] * row[c] / sin * (slope[a] * row[b] * f - row[a] * slope[b] * g)
+                                        weights[i] * row[c] / sin
+                                            * (slope[a] * row[b] * f - row[a] * slope[b] * g)
                                     })
                                     .sum();
                                 2.0 * PI * sum
@@ -62,13 +68,22 @@ pub(crate) fn coefficients(lmax1: u32, lmax2: u32, lmax_out: u32, vector: bool) 
                                 if around == 0.0 {
                                     continue;
                                 }
-                                let sum: f64 = rows.iter().zip(&weights).map(|(r, w)| w * r[a] * r[b] * r[c]).sum();
+                                let sum: f64 = rows
+                                    .iter()
+                                    .zip(&weights)
+                                    .map(|(r, w)| w * r[a] * r[b] * r[c])
+                                    .sum();
                                 2.0 * PI * around * sum
                             };
                             // zeros by symmetry come out at some 1e-16
                             if value.abs() > 1e-14 {
                                 let at = |l: u32, m: i32| (l * l + l).saturating_add_signed(m);
-                                found.push(Coefficient { first: at(l1, m1), second: at(l2, m2), out: at(l3, m3), value });
+                                found.push(Coefficient {
+                                    first: at(l1, m1),
+                                    second: at(l2, m2),
+                                    out: at(l3, m3),
+                                    value,
+                                });
                             }
                         }
                     }

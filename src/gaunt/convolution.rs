@@ -100,7 +100,12 @@ impl GauntConvolution {
     /// # Errors
     /// [`Error::Value`] for an edge that names an absent node or is out of order, [`Error::Shape`]
     /// for a degree out of range, [`Error::Limit`], [`Error::Compile`], [`Error::DeviceLost`].
-    pub fn plan(&self, ctx: &Context, graph: Graph<'_>, channels: u32) -> Result<GauntConvolutionPlan> {
+    pub fn plan(
+        &self,
+        ctx: &Context,
+        graph: Graph<'_>,
+        channels: u32,
+    ) -> Result<GauntConvolutionPlan> {
         let mut starts = vec![0u32; graph.nodes as usize + 1];
         for (e, [source, destination]) in graph.edges.iter().enumerate() {
             for (what, node) in [("edges: source", source), ("edges: destination", destination)] {
@@ -111,7 +116,12 @@ impl GauntConvolution {
             }
             if e > 0 && *destination < graph.edges[e - 1][1] {
                 let got = format!("{destination} in edge {e} after {}", graph.edges[e - 1][1]);
-                return Err(Error::value(OP, "edges: destination", "an order that does not decrease", got));
+                return Err(Error::value(
+                    OP,
+                    "edges: destination",
+                    "an order that does not decrease",
+                    got,
+                ));
             }
             starts[*destination as usize + 1] += 1;
         }
@@ -128,8 +138,10 @@ impl GauntConvolution {
             starts[node] += starts[node - 1];
         }
         let sources: Vec<u32> = graph.edges.iter().map(|e| e[0]).collect();
-        let buffers =
-            [ctx.table(OP, bytemuck::cast_slice(&sources))?, ctx.table(OP, bytemuck::cast_slice(&starts))?];
+        let buffers = [
+            ctx.table(OP, bytemuck::cast_slice(&sources))?,
+            ctx.table(OP, bytemuck::cast_slice(&starts))?,
+        ];
         let edges = u32::try_from(graph.edges.len())
             .map_err(|_| Error::shape(OP, "edges", "fewer than 2^32", graph.edges.len()))?;
         let mut plan = self.plan_messages(ctx, edges, channels)?;
@@ -143,7 +155,12 @@ impl GauntConvolution {
     ///
     /// # Errors
     /// As [`GauntConvolution::plan`].
-    pub fn plan_messages(&self, ctx: &Context, edges: u32, channels: u32) -> Result<GauntConvolutionPlan> {
+    pub fn plan_messages(
+        &self,
+        ctx: &Context,
+        edges: u32,
+        channels: u32,
+    ) -> Result<GauntConvolutionPlan> {
         check_degree(OP, "lmax1", self.lmax1, MAX_LMAX)?;
         check_degree(OP, "lmax2", self.lmax2, MAX_SH_LMAX)?;
         check_degree(OP, "lmax_out", self.lmax_out, 2 * MAX_LMAX)?;
@@ -158,8 +175,11 @@ impl GauntConvolution {
             scale: self.normalization.factor().to_bits(),
         };
         let rows = u64::from(edges) * u64::from(channels);
-        let harmonics =
-            SphericalHarmonics { lmax: self.lmax2, normalization: ShNormalization::Integral, dtype: DType::F32 };
+        let harmonics = SphericalHarmonics {
+            lmax: self.lmax2,
+            normalization: ShNormalization::Integral,
+            dtype: DType::F32,
+        };
         Ok(GauntConvolutionPlan {
             options: *self,
             nodes: None,
@@ -212,8 +232,10 @@ impl GauntConvolutionPlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &GauntConvolutionArgs<'_>,
     ) -> Result<()> {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
         self.encode_pass(ctx, &mut pass, args)
     }
 
@@ -243,7 +265,11 @@ impl GauntConvolutionPlan {
                 outputs.push(("out", out.buffer));
             }
             (Some(nodes), None) => {
-                return Err(Error::argument(OP, "out", format!("the graph has {nodes} nodes; sums are needed")));
+                return Err(Error::argument(
+                    OP,
+                    "out",
+                    format!("the graph has {nodes} nodes; sums are needed"),
+                ));
             }
             (None, Some(_)) => {
                 return Err(Error::argument(OP, "out", "the plan has no graph to sum over"));
@@ -257,7 +283,11 @@ impl GauntConvolutionPlan {
         let inputs = [("x", args.x.buffer), ("r", args.r.buffer), ("filter", args.filter.buffer)];
         distinct_outputs(OP, &outputs, &inputs)?;
 
-        self.harmonics.encode_pass(ctx, pass, &SphericalHarmonicsArgs { r: args.r, y: args.y, weight: None })?;
+        self.harmonics.encode_pass(
+            ctx,
+            pass,
+            &SphericalHarmonicsArgs { r: args.r, y: args.y, weight: None },
+        )?;
         // one row of harmonics for all channels of an edge
         let shared = Layout {
             shape: [edges, channels, dim(o.lmax2)],
@@ -270,7 +300,15 @@ impl GauntConvolutionPlan {
             Operand { name: "x", view: args.x, weight: None, gather },
             Operand { name: "y", view: y, weight: Some(("filter", args.filter)), gather: None },
         ];
-        self.product.encode_pass(ctx, pass, [edges, channels], &operands, &args.messages, None, args.scratch)?;
+        self.product.encode_pass(
+            ctx,
+            pass,
+            [edges, channels],
+            &operands,
+            &args.messages,
+            None,
+            args.scratch,
+        )?;
         match (&self.graph, &args.out) {
             (Some([_, starts]), Some(out)) => self.sum(ctx, pass, starts, &args.messages, out),
             _ => Ok(()),
@@ -290,7 +328,8 @@ impl GauntConvolutionPlan {
         if count == 0 {
             return Ok(());
         }
-        let (src, dst) = (messages.bind(OP, "messages", &ctx.caps)?, out.bind(OP, "out", &ctx.caps)?);
+        let (src, dst) =
+            (messages.bind(OP, "messages", &ctx.caps)?, out.bind(OP, "out", &ctx.caps)?);
         let place = |view: &TensorView<'_, 3>, offset: u32| {
             let [b, c, _] = view.strides_u32();
             [b, c, offset, 0]

@@ -153,18 +153,30 @@ impl Fused {
         for (i, (&lmax, input)) in self.program.lmax.iter().zip(&v.inputs).enumerate() {
             let InputVariant { load: mode, dtype, weight, gather } = *input;
             if mode == Load::Scalar {
-                let _ = writeln!(bindings, "@group(0) @binding(0) var<storage, read> x{i}: array<f32>; // @tensor");
+                let _ = writeln!(
+                    bindings,
+                    "@group(0) @binding(0) var<storage, read> x{i}: array<f32>; // @tensor"
+                );
                 tensors.push((NAMES[i].0, scalar(dtype)));
             } else {
                 let cell = if dtype == DType::F32 { "vec4<f32>" } else { "vec2<u32>" };
-                let _ = writeln!(bindings, "@group(0) @binding(0) var<storage, read> x{i}: array<{cell}>;");
+                let _ = writeln!(
+                    bindings,
+                    "@group(0) @binding(0) var<storage, read> x{i}: array<{cell}>;"
+                );
             }
             if weight {
-                let _ = writeln!(bindings, "@group(0) @binding(0) var<storage, read> w{i}: array<f32>; // @tensor");
+                let _ = writeln!(
+                    bindings,
+                    "@group(0) @binding(0) var<storage, read> w{i}: array<f32>; // @tensor"
+                );
                 tensors.push((NAMES[i].1, scalar(DType::F32)));
             }
             if gather {
-                let _ = writeln!(bindings, "@group(0) @binding(0) var<storage, read> gather{i}: array<u32>;");
+                let _ = writeln!(
+                    bindings,
+                    "@group(0) @binding(0) var<storage, read> gather{i}: array<u32>;"
+                );
             }
             let batch = if gather { format!("gather{i}[batch]") } else { "batch".into() };
             let k = i + 1;
@@ -175,11 +187,15 @@ impl Fused {
             load_row(&mut load, i, lmax, input);
         }
         if v.weight_out {
-            let _ = writeln!(bindings, "@group(0) @binding(0) var<storage, read> wz: array<f32>; // @tensor");
+            let _ = writeln!(
+                bindings,
+                "@group(0) @binding(0) var<storage, read> wz: array<f32>; // @tensor"
+            );
             tensors.push(("wz", scalar(DType::F32)));
         }
         if self.table.is_some() {
-            bindings.push_str("@group(0) @binding(0) var<storage, read> table: array<vec4<f32>>;\n");
+            bindings
+                .push_str("@group(0) @binding(0) var<storage, read> table: array<vec4<f32>>;\n");
         }
         self.store_row(&mut store, v);
         let mut builtins = String::new();
@@ -217,7 +233,9 @@ impl Fused {
     }
 
     fn store_row(&self, store: &mut String, v: &Variant) {
-        store.push_str("let out = params.rows[0].z + batch * params.rows[0].x + channel * params.rows[0].y;\n");
+        store.push_str(
+            "let out = params.rows[0].z + batch * params.rows[0].x + channel * params.rows[0].y;\n",
+        );
         let lmax = self.program.lmax_out;
         let mut value = Vec::new();
         for l in 0..=lmax {
@@ -233,7 +251,8 @@ impl Fused {
         }
         if v.store4 {
             for (k, four) in value.chunks(4).enumerate() {
-                let _ = writeln!(store, "z_store4(out + {}u, vec4<f32>({}));", 4 * k, four.join(", "));
+                let _ =
+                    writeln!(store, "z_store4(out + {}u, vec4<f32>({}));", 4 * k, four.join(", "));
             }
         } else {
             for (k, one) in value.iter().enumerate() {
@@ -264,12 +283,13 @@ impl Fused {
             need: count,
             limit: u32::MAX.into(),
         })?;
-        let mut params = Params { count, channels, first: 0, pad: 0, rows: [[0; 4]; 8], weights: [[0; 4]; 8] };
+        let mut params =
+            Params { count, channels, first: 0, pad: 0, rows: [[0; 4]; 8], weights: [[0; 4]; 8] };
         let place = |view: &TensorView<'_, 3>, bound: &Bound<'_>| {
             let [b, c, _] = view.strides_u32();
             [b, c, bound.offset, 0]
         };
-                let out = z.bind(op, "z", &ctx.caps)?;
+        let out = z.bind(op, "z", &ctx.caps)?;
         params.rows[0] = place(z, &out);
         let mut resources = vec![out.resource];
         let mut variant = Variant {
@@ -299,7 +319,8 @@ impl Fused {
             params.weights[0] = place(weight, &bound);
             resources.push(bound.resource);
         }
-        resources.extend(self.table.as_ref().map(|t| Resource::Buffer(t.as_entire_buffer_binding())));
+        resources
+            .extend(self.table.as_ref().map(|t| Resource::Buffer(t.as_entire_buffer_binding())));
         let kernel = self.kernel(ctx, variant)?;
         let groups = fold(op, u64::from(count).div_ceil(WORKGROUP.into()), &ctx.caps)?;
         dispatch(ctx, pass, op, &kernel, bytemuck::bytes_of(&params), &resources, groups)
@@ -307,8 +328,15 @@ impl Fused {
 }
 
 /// Names of inputs and their weights in the kernel.
-const NAMES: [(&str, &str); MAX_INPUTS] =
-    [("x0", "w0"), ("x1", "w1"), ("x2", "w2"), ("x3", "w3"), ("x4", "w4"), ("x5", "w5"), ("x6", "w6")];
+const NAMES: [(&str, &str); MAX_INPUTS] = [
+    ("x0", "w0"),
+    ("x1", "w1"),
+    ("x2", "w2"),
+    ("x3", "w3"),
+    ("x4", "w4"),
+    ("x5", "w5"),
+    ("x6", "w6"),
+];
 
 fn load_mode(view: &TensorView<'_, 3>) -> Load {
     // the last elements of a buffer that is not a whole number of vectors are out of a vector's reach
@@ -329,7 +357,9 @@ fn default_constants(caps: &crate::Caps, program: &Program) -> Constants {
     }
     match caps.subgroup {
         // a CPU reads a table once for each lane; elsewhere a uniform address is read once
-        Some((min, _)) if caps.cpu && caps.tier == Tier::Subgroup => Constants::Broadcast { lanes: min.min(8) },
+        Some((min, _)) if caps.cpu && caps.tier == Tier::Subgroup => {
+            Constants::Broadcast { lanes: min.min(8) }
+        }
         _ => Constants::Uniform,
     }
 }

@@ -67,7 +67,12 @@ struct Params {
 pub fn check_directions(r: &[[f32; 3]]) -> Result<()> {
     for (i, v) in r.iter().enumerate() {
         if !v.iter().all(|c| c.is_finite()) || v.iter().all(|c| *c == 0.0) {
-            return Err(Error::value(OP, "r", "finite vectors other than zero", format!("{v:?} at {i}")));
+            return Err(Error::value(
+                OP,
+                "r",
+                "finite vectors other than zero",
+                format!("{v:?} at {i}"),
+            ));
         }
     }
     Ok(())
@@ -79,7 +84,8 @@ pub fn check_directions(r: &[[f32; 3]]) -> Result<()> {
 /// Those of [`check_directions`] and [`Tensor::upload`].
 pub fn upload_directions(ctx: &Context, r: &[[f32; 3]]) -> Result<Tensor<2>> {
     check_directions(r)?;
-    let n = u32::try_from(r.len()).map_err(|_| Error::shape(OP, "r", "fewer than 2^32 vectors", r.len()))?;
+    let n = u32::try_from(r.len())
+        .map_err(|_| Error::shape(OP, "r", "fewer than 2^32 vectors", r.len()))?;
     Tensor::upload(ctx, [n, 3], r.as_flattened())
 }
 
@@ -149,7 +155,10 @@ impl SphericalHarmonics {
         let mut value = Vec::new();
         for l in 0..=lmax {
             let scale = self.normalization.factor(l);
-            let _ = writeln!(body, "var s{l} = 1.0; if WEIGHTED {{ s{l} = weight_load(weight_row + {l}u); }}");
+            let _ = writeln!(
+                body,
+                "var s{l} = 1.0; if WEIGHTED {{ s{l} = weight_load(weight_row + {l}u); }}"
+            );
             for k in 0..=2 * l {
                 let m = k.abs_diff(l);
                 let (t, c) = match k.cmp(&l) {
@@ -163,7 +172,8 @@ impl SphericalHarmonics {
         }
         if vec4 {
             for (k, four) in value.chunks(4).enumerate() {
-                let _ = writeln!(body, "y_store4(out + {}u, vec4<f32>({}));", 4 * k, four.join(", "));
+                let _ =
+                    writeln!(body, "y_store4(out + {}u, vec4<f32>({}));", 4 * k, four.join(", "));
             }
         } else {
             for (k, one) in value.iter().enumerate() {
@@ -190,14 +200,12 @@ impl SphericalHarmonicsPlan {
     }
 
     fn key(&self, vec4: bool, weighted: bool) -> Key {
-        let scalar = |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
+        let scalar =
+            |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
         Key {
             source: Source { path: FRAME.path, text: self.text[usize::from(vec4)] },
             entry: "harmonics",
-            spec: vec![
-                ("WORKGROUP", format!("{WORKGROUP}u")),
-                ("WEIGHTED", weighted.to_string()),
-            ],
+            spec: vec![("WORKGROUP", format!("{WORKGROUP}u")), ("WEIGHTED", weighted.to_string())],
             tensors: vec![
                 ("r", scalar(true)),
                 ("y", Some(TensorDecl { dtype: self.options.dtype, vec4 })),
@@ -216,8 +224,10 @@ impl SphericalHarmonicsPlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &SphericalHarmonicsArgs<'_>,
     ) -> Result<()> {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
         self.encode_pass(ctx, &mut pass, args)
     }
 

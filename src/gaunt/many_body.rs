@@ -70,7 +70,12 @@ impl GauntManyBody {
     pub fn plan(&self, ctx: &Context, shape: GauntShape) -> Result<GauntManyBodyPlan> {
         let most = MAX_INPUTS.min(input_limit(&ctx.caps));
         if self.factors.is_empty() || self.factors.len() > most {
-            return Err(Error::shape(OP, "factors", format!("1 to {most} of them"), self.factors.len()));
+            return Err(Error::shape(
+                OP,
+                "factors",
+                format!("1 to {most} of them"),
+                self.factors.len(),
+            ));
         }
         let mut degree = 0u32;
         for &(lmax, power) in &self.factors {
@@ -84,7 +89,11 @@ impl GauntManyBody {
         check_degree(OP, "lmax_out", self.lmax_out, MAX_DEGREE)?;
         let algorithm = self.algorithm.unwrap_or(Algorithm::Grid);
         if algorithm == Algorithm::Table {
-            return Err(Error::argument(OP, "algorithm", "several factors have no table route; use Grid or Fourier"));
+            return Err(Error::argument(
+                OP,
+                "algorithm",
+                "several factors have no table route; use Grid or Fourier",
+            ));
         }
         let factors: u32 = self.factors.iter().map(|f| f.1).sum();
         let program = Program {
@@ -132,8 +141,10 @@ impl GauntManyBodyPlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &GauntManyBodyArgs<'_>,
     ) -> Result<()> {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
         self.encode_pass(ctx, &mut pass, args)
     }
 
@@ -149,7 +160,12 @@ impl GauntManyBodyPlan {
     ) -> Result<()> {
         let (o, s) = (&self.options, self.shape);
         if args.inputs.len() != o.factors.len() {
-            return Err(Error::shape(OP, "inputs", format!("{} tensors", o.factors.len()), args.inputs.len()));
+            return Err(Error::shape(
+                OP,
+                "inputs",
+                format!("{} tensors", o.factors.len()),
+                args.inputs.len(),
+            ));
         }
         let rows = |l: u32| [s.batch, s.channels, (l + 1).pow(2)];
         let mut operands = Vec::new();
@@ -164,6 +180,14 @@ impl GauntManyBodyPlan {
         }
         let inputs: Vec<_> = operands.iter().map(|x| (x.name, x.view.buffer)).collect();
         distinct_outputs(OP, &outputs, &inputs)?;
-        self.product.encode_pass(ctx, pass, [s.batch, s.channels], &operands, &args.z, None, args.scratch)
+        self.product.encode_pass(
+            ctx,
+            pass,
+            [s.batch, s.channels],
+            &operands,
+            &args.z,
+            None,
+            args.scratch,
+        )
     }
 }

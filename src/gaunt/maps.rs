@@ -116,7 +116,12 @@ fn place<const N: usize>(view: &TensorView<'_, N>, bound: &Bound<'_>) -> [u32; 4
 }
 
 fn count_u32(op: &'static str, count: u64) -> Result<u32> {
-    u32::try_from(count).map_err(|_| Error::Limit { op, what: "elements in one call", need: count, limit: u32::MAX.into() })
+    u32::try_from(count).map_err(|_| Error::Limit {
+        op,
+        what: "elements in one call",
+        need: count,
+        limit: u32::MAX.into(),
+    })
 }
 
 /// Starts of every output's entries, counted after the starts themselves.
@@ -131,10 +136,17 @@ fn starts(lengths: impl Iterator<Item = usize>) -> Vec<u32> {
 
 impl Linear {
     /// `outputs`: the degree and the terms of each.
-    pub(crate) fn new(ctx: &Context, op: &'static str, outputs: &[(u32, Vec<Entry>)]) -> Result<Self> {
+    pub(crate) fn new(
+        ctx: &Context,
+        op: &'static str,
+        outputs: &[(u32, Vec<Entry>)],
+    ) -> Result<Self> {
         let starts = starts(outputs.iter().map(|o| o.1.len()));
-        let mut table: Vec<[u32; 2]> =
-            starts.iter().zip(outputs.iter().map(|o| o.0).chain([0])).map(|(s, d)| [*s, d]).collect();
+        let mut table: Vec<[u32; 2]> = starts
+            .iter()
+            .zip(outputs.iter().map(|o| o.0).chain([0]))
+            .map(|(s, d)| [*s, d])
+            .collect();
         for entry in outputs.iter().flat_map(|o| &o.1) {
             debug_assert!(entry.index < MAX_INDEX && entry.degree < 256);
             table.push([entry.index | entry.degree << 24, to_f32(entry.value).to_bits()]);
@@ -144,7 +156,13 @@ impl Linear {
     }
 
     /// The kernel's key.
-    pub(crate) fn key(weights: [bool; 2], gather: bool, within: bool, src: DType, dst: DType) -> Key {
+    pub(crate) fn key(
+        weights: [bool; 2],
+        gather: bool,
+        within: bool,
+        src: DType,
+        dst: DType,
+    ) -> Key {
         Key {
             source: LINEAR,
             entry: "linear",
@@ -194,7 +212,8 @@ impl Linear {
             pad: 0,
         };
         let mut resources = vec![Resource::Buffer(self.table.as_entire_buffer_binding())];
-        resources.push(Resource::Buffer(rows.gather.unwrap_or(&self.table).as_entire_buffer_binding()));
+        resources
+            .push(Resource::Buffer(rows.gather.unwrap_or(&self.table).as_entire_buffer_binding()));
         if within {
             // scratch: both sides by their place in the whole buffer
             for (params, view) in [(&mut params.src, src), (&mut params.dst, dst)] {
@@ -203,11 +222,14 @@ impl Linear {
             }
             resources.push(Resource::Buffer(dst.buffer.as_entire_buffer_binding()));
         } else {
-            let (from, to) = (src.bind(op, rows.src.0, &ctx.caps)?, dst.bind(op, rows.dst.0, &ctx.caps)?);
+            let (from, to) =
+                (src.bind(op, rows.src.0, &ctx.caps)?, dst.bind(op, rows.dst.0, &ctx.caps)?);
             (params.src, params.dst) = (place(src, &from), place(dst, &to));
             resources.extend([from.resource, to.resource]);
         }
-        for (weight, params) in rows.weights.iter().zip([&mut params.weight_in, &mut params.weight_out]) {
+        for (weight, params) in
+            rows.weights.iter().zip([&mut params.weight_in, &mut params.weight_out])
+        {
             if let Some((name, view)) = weight {
                 let bound = view.bind(op, name, &ctx.caps)?;
                 *params = place(view, &bound);
@@ -215,7 +237,13 @@ impl Linear {
             }
         }
         let [weight_in, weight_out] = [0, 1].map(|i| rows.weights[i].is_some());
-        let kernel = ctx.kernel(Self::key([weight_in, weight_out], rows.gather.is_some(), within, src.dtype, dst.dtype))?;
+        let kernel = ctx.kernel(Self::key(
+            [weight_in, weight_out],
+            rows.gather.is_some(),
+            within,
+            src.dtype,
+            dst.dtype,
+        ))?;
         let groups = fold(op, u64::from(count).div_ceil(WORKGROUP.into()), &ctx.caps)?;
         dispatch(ctx, pass, op, &kernel, bytemuck::bytes_of(&params), &resources, groups)
     }
@@ -232,17 +260,34 @@ pub(crate) struct BilinearRows<'a> {
 
 impl Bilinear {
     /// `outputs`: the degree and the terms of each.
-    pub(crate) fn new(ctx: &Context, op: &'static str, outputs: &[(u32, Vec<Pair>)]) -> Result<Self> {
+    pub(crate) fn new(
+        ctx: &Context,
+        op: &'static str,
+        outputs: &[(u32, Vec<Pair>)],
+    ) -> Result<Self> {
         let longest = outputs.iter().map(|o| o.1.len() as u64).max().unwrap_or(0);
         if longest > ctx.caps.loop_trips {
-            return Err(Error::Limit { op, what: "terms of one output on this driver", need: longest, limit: ctx.caps.loop_trips });
+            return Err(Error::Limit {
+                op,
+                what: "terms of one output on this driver",
+                need: longest,
+                limit: ctx.caps.loop_trips,
+            });
         }
         let starts = starts(outputs.iter().map(|o| o.1.len()));
-        let mut table: Vec<[u32; 4]> =
-            starts.iter().zip(outputs.iter().map(|o| o.0).chain([0])).map(|(s, d)| [*s, d, 0, 0]).collect();
+        let mut table: Vec<[u32; 4]> = starts
+            .iter()
+            .zip(outputs.iter().map(|o| o.0).chain([0]))
+            .map(|(s, d)| [*s, d, 0, 0])
+            .collect();
         for pair in outputs.iter().flat_map(|o| &o.1) {
             debug_assert!(pair.x.0.max(pair.y.0) < MAX_INDEX && pair.x.1.max(pair.y.1) < 256);
-            table.push([pair.x.0 | pair.x.1 << 24, pair.y.0 | pair.y.1 << 24, to_f32(pair.value).to_bits(), 0]);
+            table.push([
+                pair.x.0 | pair.x.1 << 24,
+                pair.y.0 | pair.y.1 << 24,
+                to_f32(pair.value).to_bits(),
+                0,
+            ]);
         }
         let n_out = count_u32(op, outputs.len() as u64)?;
         Ok(Self { table: ctx.table(op, bytemuck::cast_slice(&table))?, n_out })
@@ -301,9 +346,11 @@ impl Bilinear {
             Resource::Buffer(self.table.as_entire_buffer_binding()),
             Resource::Buffer(rows.gather.unwrap_or(&self.table).as_entire_buffer_binding()),
         ];
-        for ((name, view), at) in
-            [&rows.x, &rows.y, &rows.z].into_iter().zip([&mut params.x, &mut params.y, &mut params.z])
-        {
+        for ((name, view), at) in [&rows.x, &rows.y, &rows.z].into_iter().zip([
+            &mut params.x,
+            &mut params.y,
+            &mut params.z,
+        ]) {
             let bound = view.bind(op, name, &ctx.caps)?;
             *at = place(view, &bound);
             resources.push(bound.resource);

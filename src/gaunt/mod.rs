@@ -67,7 +67,6 @@ impl ShNormalization {
     }
 }
 
-
 /// Scale of the product; implementations differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum GauntNormalization {
@@ -202,17 +201,20 @@ impl GauntTensorProduct {
     /// useful work that does not depend on the route.
     pub fn flops(&self) -> f64 {
         let [l1, l2, l3] = [self.lmax1, self.lmax2, self.lmax_out.min(self.lmax1 + self.lmax2)];
-        let (parallels, longitudes) = (f64::from((l1 + l2 + l3) / 2 + 1), f64::from(l1 + l2 + l3 + 1));
+        let (parallels, longitudes) =
+            (f64::from((l1 + l2 + l3) / 2 + 1), f64::from(l1 + l2 + l3 + 1));
         let transform = |l: u32| {
             let (l, n) = (f64::from(l), longitudes);
-            parallels * ((l + 1.0).powi(2) / 2.0 + (l + 1.0) * (n + 1.0) / 2.0 + l * (n - 1.0) / 2.0)
+            parallels
+                * ((l + 1.0).powi(2) / 2.0 + (l + 1.0) * (n + 1.0) / 2.0 + l * (n - 1.0) / 2.0)
         };
         2.0 * (transform(l1) + transform(l2) + transform(l3)) + parallels * longitudes
     }
 
     /// The algorithm that a plan on such a device uses.
     pub fn select(&self, caps: &Caps) -> Algorithm {
-        self.algorithm.unwrap_or_else(|| product::select(caps, self.lmax1, self.lmax2, self.lmax_out))
+        self.algorithm
+            .unwrap_or_else(|| product::select(caps, self.lmax1, self.lmax2, self.lmax_out))
     }
 
     /// Checks the problem, chooses an algorithm, compiles.
@@ -227,7 +229,11 @@ impl GauntTensorProduct {
         let algorithm = self.select(&ctx.caps);
         let vector = self.coupling == Coupling::Vector;
         if vector && algorithm == Algorithm::Fourier {
-            return Err(Error::argument(OP, "algorithm", "a vector product has no Fourier route; use Grid or Table"));
+            return Err(Error::argument(
+                OP,
+                "algorithm",
+                "a vector product has no Fourier route; use Grid or Table",
+            ));
         }
         let program = Program {
             sampling: algorithm.sampling(),
@@ -285,9 +291,16 @@ impl GauntPlan {
     ///
     /// # Errors
     /// As [`GauntPlan::encode_pass`].
-    pub fn encode(&self, ctx: &Context, encoder: &mut wgpu::CommandEncoder, args: &GauntArgs<'_>) -> Result<()> {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+    pub fn encode(
+        &self,
+        ctx: &Context,
+        encoder: &mut wgpu::CommandEncoder,
+        args: &GauntArgs<'_>,
+    ) -> Result<()> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
         self.encode_pass(ctx, &mut pass, args)
     }
 
@@ -312,11 +325,12 @@ impl GauntPlan {
         args.y.expect(OP, "y", rows(o.lmax2), o.dtype)?;
         args.z.expect_output(OP, "z", rows(o.lmax_out), o.dtype)?;
         let mut inputs = vec![("x", args.x.buffer), ("y", args.y.buffer)];
-        let weight = |what, view: Option<TensorView<'a, 2>>, l: u32| -> Result<Option<Weight<'a>>> {
-            let Some(view) = view else { return Ok(None) };
-            view.expect(OP, what, [s.channels, l + 1], DType::F32)?;
-            Ok(Some((what, per_batch(&view, s.batch))))
-        };
+        let weight =
+            |what, view: Option<TensorView<'a, 2>>, l: u32| -> Result<Option<Weight<'a>>> {
+                let Some(view) = view else { return Ok(None) };
+                view.expect(OP, what, [s.channels, l + 1], DType::F32)?;
+                Ok(Some((what, per_batch(&view, s.batch))))
+            };
         let weights = [
             weight("weight1", args.weight1, o.lmax1)?,
             weight("weight2", args.weight2, o.lmax2)?,
@@ -332,7 +346,15 @@ impl GauntPlan {
             Operand { name: "x", view: args.x, weight: weights[0], gather: None },
             Operand { name: "y", view: args.y, weight: weights[1], gather: None },
         ];
-        self.product.encode_pass(ctx, pass, [s.batch, s.channels], &operands, &args.z, weights[2], args.scratch)
+        self.product.encode_pass(
+            ctx,
+            pass,
+            [s.batch, s.channels],
+            &operands,
+            &args.z,
+            weights[2],
+            args.scratch,
+        )
     }
 }
 
@@ -341,7 +363,12 @@ impl GauntPlan {
 ///
 /// # Errors
 /// [`Error::Shape`] for a degree past [`MAX_LMAX`] or an array past 2^31 elements.
-pub fn gaunt_coefficients(lmax1: u32, lmax2: u32, lmax_out: u32, coupling: Coupling) -> Result<Vec<f64>> {
+pub fn gaunt_coefficients(
+    lmax1: u32,
+    lmax2: u32,
+    lmax_out: u32,
+    coupling: Coupling,
+) -> Result<Vec<f64>> {
     check_degree(OP, "lmax1", lmax1, MAX_LMAX)?;
     check_degree(OP, "lmax2", lmax2, MAX_LMAX)?;
     check_degree(OP, "lmax_out", lmax_out, 2 * MAX_LMAX)?;
@@ -364,5 +391,9 @@ fn per_batch<'a>(view: &TensorView<'a, 2>, batch: u32) -> TensorView<'a, 3> {
 }
 
 fn check_degree(op: &'static str, what: &'static str, l: u32, max: u32) -> Result<()> {
-    if l > max { Err(Error::shape(op, what, format!("a degree of at most {max}"), l)) } else { Ok(()) }
+    if l > max {
+        Err(Error::shape(op, what, format!("a degree of at most {max}"), l))
+    } else {
+        Ok(())
+    }
 }

@@ -26,14 +26,21 @@ pub(crate) struct Product {
 enum Route {
     Fused(Fused),
     /// Coefficients in a table.
-    Bilinear { map: Bilinear, dtype: DType },
+    Bilinear {
+        map: Bilinear,
+        dtype: DType,
+    },
     Staged(Box<Staged>),
 }
 
 /// The fastest algorithm for a product of two on a device, as measured. Pure.
 pub(crate) fn select(_caps: &Caps, lmax1: u32, lmax2: u32, lmax_out: u32) -> Algorithm {
     // the grid's fixed cost pays from degree 3 or 4 on
-    if super::program::table_operations(lmax1, lmax2, lmax_out) <= 600 { Algorithm::Table } else { Algorithm::Grid }
+    if super::program::table_operations(lmax1, lmax2, lmax_out) <= 600 {
+        Algorithm::Table
+    } else {
+        Algorithm::Grid
+    }
 }
 
 impl Product {
@@ -45,7 +52,8 @@ impl Product {
         rows: u64,
     ) -> Result<Self> {
         let operations = program.operations();
-        let limit = if program.sampling == Sampling::Table { TABLE_OPERATIONS } else { FUSED_OPERATIONS };
+        let limit =
+            if program.sampling == Sampling::Table { TABLE_OPERATIONS } else { FUSED_OPERATIONS };
         let route = if operations <= limit {
             Route::Fused(Fused::new(ctx, op, program, None, dtype)?)
         } else if program.sampling == Sampling::Table {
@@ -68,7 +76,9 @@ impl Product {
     pub(crate) fn wgsl(&self) -> Vec<String> {
         match &self.route {
             Route::Fused(fused) => vec![fused.wgsl()],
-            Route::Bilinear { dtype, .. } => vec![Bilinear::key([*dtype; 3], [false; 3], false).wgsl()],
+            Route::Bilinear { dtype, .. } => {
+                vec![Bilinear::key([*dtype; 3], [false; 3], false).wgsl()]
+            }
             Route::Staged(staged) => staged.wgsl(),
         }
     }
@@ -96,13 +106,18 @@ impl Product {
         let op = self.op;
         match &self.route {
             Route::Fused(fused) => fused.encode_pass(ctx, pass, size, inputs, z, weight_out),
-            Route::Bilinear { map, .. } => map.encode_pass(ctx, pass, op, &BilinearRows {
-                x: (inputs[0].name, inputs[0].view),
-                y: (inputs[1].name, inputs[1].view),
-                z: ("z", *z),
-                weights: [inputs[0].weight, inputs[1].weight, weight_out],
-                gather: inputs[0].gather,
-            }),
+            Route::Bilinear { map, .. } => map.encode_pass(
+                ctx,
+                pass,
+                op,
+                &BilinearRows {
+                    x: (inputs[0].name, inputs[0].view),
+                    y: (inputs[1].name, inputs[1].view),
+                    z: ("z", *z),
+                    weights: [inputs[0].weight, inputs[1].weight, weight_out],
+                    gather: inputs[0].gather,
+                },
+            ),
             Route::Staged(staged) => {
                 let scratch = check_scratch(op, staged.scratch_bytes(), scratch)?;
                 staged.encode_pass(ctx, pass, op, size, inputs, z, weight_out, scratch)

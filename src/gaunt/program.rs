@@ -105,8 +105,10 @@ pub(crate) struct Field {
 pub(crate) struct Text {
     /// Statements from the inputs `x0_5`, ... to the outputs `z5`, ...
     pub(crate) body: String,
+    /// Rows of the colatitude table, where the loop over parallels is kept: `[pairs, row_len]`.
     pub(crate) table: Vec<f32>,
     /// Elements in a row of the table, a multiple of four times `lanes`.
+    pub(crate) row_len: u32,
 }
 
 /// How the loop over parallels reads its constants.
@@ -192,14 +194,24 @@ impl Program {
         for (i, &l) in self.lmax.iter().enumerate() {
             let term = |l: u32, m: i32, column: Column, symmetric: bool| {
                 let index = (l * l + l).saturating_add_signed(m);
-                Term { index, coefficient: format!("x{i}_{index}"), column, symmetric, negative: false }
+                Term {
+                    index,
+                    coefficient: format!("x{i}_{index}"),
+                    column,
+                    symmetric,
+                    negative: false,
+                }
             };
             let signed = |m: u32, cos: bool| if cos { m.cast_signed() } else { -m.cast_signed() };
             match (self.sampling, &self.combine) {
-                (Sampling::Fourier, _) => fields.push(series_field(&format!("f{i}"), &format!("x{i}f"), i, l, l)),
-                (_, Combine::Powers(_)) => fields.push(Field::new(format!("f{i}"), i, l, |l, m, cos| {
-                    term(l, signed(m, cos), Column::Theta(l, m), (l - m) % 2 == 0)
-                })),
+                (Sampling::Fourier, _) => {
+                    fields.push(series_field(&format!("f{i}"), &format!("x{i}f"), i, l, l))
+                }
+                (_, Combine::Powers(_)) => {
+                    fields.push(Field::new(format!("f{i}"), i, l, |l, m, cos| {
+                        term(l, signed(m, cos), Column::Theta(l, m), (l - m) % 2 == 0)
+                    }))
+                }
                 (_, Combine::Vector) => {
                     fields.push(Field::new(format!("b{i}"), i, l, |l, m, cos| {
                         term(l, signed(m, cos), Column::Slope(l, m), (l - m) % 2 == 1)
@@ -222,7 +234,10 @@ impl Program {
         match &self.combine {
             Combine::Vector => "b0v * a1v - a0v * b1v".into(),
             Combine::Powers(powers) => {
-                let factors = powers.iter().enumerate().flat_map(|(i, &p)| (0..p).map(move |_| format!("f{i}v")));
+                let factors = powers
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(i, &p)| (0..p).map(move |_| format!("f{i}v")));
                 factors.collect::<Vec<_>>().join(" * ")
             }
         }
@@ -231,7 +246,12 @@ impl Program {
     /// The non-zero coefficients of a product of two.
     pub(crate) fn coefficients(&self) -> Vec<Coefficient> {
         let scale = f64::from_bits(self.scale);
-        let mut all = coefficients(self.lmax[0], self.lmax[1], self.lmax_out, self.combine == Combine::Vector);
+        let mut all = coefficients(
+            self.lmax[0],
+            self.lmax[1],
+            self.lmax_out,
+            self.combine == Combine::Vector,
+        );
         all.iter_mut().for_each(|c| c.value *= scale);
         all
     }
@@ -252,6 +272,7 @@ impl Program {
             }
             body.push_str(" }\n");
         }
+        Text { body, table: Vec::new(), row_len: 0 }
     }
 
     /// Writes the arithmetic.
@@ -276,10 +297,17 @@ impl Program {
             Constants::Broadcast { lanes } => lanes,
             _ => 1,
         };
+        let (mut table, mut row_len) = (Vec::new(), 0);
         if constants == Constants::Literal {
             for pair in 0..nodes.pairs {
                 let _ = writeln!(body, "{{ // parallels {pair} and {}", 2 * nodes.pairs - 1 - pair);
-                self.pair(&mut body, &fields, &out, &mut |c| literal(columns.value(c, pair)), nodes.quarter);
+                self.pair(
+                    &mut body,
+                    &fields,
+                    &out,
+                    &mut |c| literal(columns.value(c, pair)),
+                    nodes.quarter,
+                );
                 body.push_str("}\n");
             }
         } else {
@@ -288,12 +316,17 @@ impl Program {
             self.pair(&mut inner, &fields, &out, &mut |c| used.name(c), nodes.quarter);
             #[expect(clippy::cast_possible_truncation, reason = "a few thousand columns at most")]
             let quads = (used.list.len() as u32).div_ceil(4).next_multiple_of(lanes);
+            row_len = quads * 4;
             let _ = writeln!(body, "for (var pair = 0u; pair < {}u; pair++) {{", nodes.pairs);
             let live = used.list.len().div_ceil(4);
             match constants {
                 Constants::Broadcast { .. } => {
                     for chunk in 0..quads / lanes {
-                        let _ = writeln!(body, "let q{chunk} = table[pair * {quads}u + {}u + lane];", chunk * lanes);
+                        let _ = writeln!(
+                            body,
+                            "let q{chunk} = table[pair * {quads}u + {}u + lane];",
+                            chunk * lanes
+                        );
                     }
                     for k in 0..live {
                         let (chunk, lane) = (k / lanes as usize, k % lanes as usize);
@@ -309,7 +342,9 @@ impl Program {
             body.push_str(&inner);
             body.push_str("}\n");
             for pair in 0..nodes.pairs {
-                let mut row: Vec<f32> = used.list.iter().map(|&c| to_f32(columns.value(c, pair))).collect();
+                let mut row: Vec<f32> =
+                    used.list.iter().map(|&c| to_f32(columns.value(c, pair))).collect();
+                row.resize(row_len as usize, 0.0);
                 table.extend(row);
             }
         }
@@ -319,6 +354,7 @@ impl Program {
         for k in (self.live_out() + 1).pow(2)..(self.lmax_out + 1).pow(2) {
             let _ = writeln!(body, "let z{k} = 0.0;");
         }
+        Text { body, table, row_len }
     }
 
     /// The output's accumulators: those of the coefficients, or of the product's Fourier series.
@@ -330,7 +366,13 @@ impl Program {
         Field::new("z".into(), 0, out, |l, m, cos| {
             let index = if cos { l * l + l + m } else { l * l + l - m };
             let symmetric = (l - m) % 2 == 0;
-            Term { index, coefficient: format!("z{index}"), column: Column::Theta(l, m), symmetric, negative: false }
+            Term {
+                index,
+                coefficient: format!("z{index}"),
+                column: Column::Theta(l, m),
+                symmetric,
+                negative: false,
+            }
         })
     }
 
@@ -383,7 +425,10 @@ impl Program {
                             .filter(|m| m % 2 == odd)
                             .map(|m| {
                                 let name = format!("{f}{}{m}{side}", if cos { "c" } else { "s" });
-                                (if m == 0 { String::new() } else { literal(trig(m, j, cos)) }, name)
+                                (
+                                    if m == 0 { String::new() } else { literal(trig(m, j, cos)) },
+                                    name,
+                                )
                             })
                             .collect();
                         products(&terms)
@@ -419,7 +464,8 @@ impl Program {
             };
             let sum = |side: &str| {
                 let terms = (0..quarter).map(|j| {
-                    let factor = if m == 0 { String::new() } else { literal(trig(m, j, sign == 'c')) };
+                    let factor =
+                        if m == 0 { String::new() } else { literal(trig(m, j, sign == 'c')) };
                     (factor, format!("g{j}{side}.{component}"))
                 });
                 products(&terms.collect::<Vec<_>>())
@@ -452,7 +498,9 @@ impl Program {
                         .enumerate()
                         .filter(|(_, c)| c.abs() > 1e-18)
                         // a cosine or sine of s > 0 has mean square 1/2 on the circle
-                        .map(|(s, c)| (literal(if s == 0 { *c } else { 2.0 * c }), format!("zf{sign}{m}_{s}")))
+                        .map(|(s, c)| {
+                            (literal(if s == 0 { *c } else { 2.0 * c }), format!("zf{sign}{m}_{s}"))
+                        })
                         .collect();
                     let k = if *sign == 'c' { l * l + l + m } else { l * l + l - m };
                     let _ = writeln!(body, "let z{k} = {};", products(&sum));
@@ -467,7 +515,13 @@ impl Field {
     fn new(name: String, input: usize, lmax: u32, term: impl Fn(u32, u32, bool) -> Term) -> Self {
         let side = |cos: bool| {
             (0..=lmax)
-                .map(|m| if m == 0 && !cos { Vec::new() } else { (m..=lmax).map(|l| term(l, m, cos)).collect() })
+                .map(|m| {
+                    if m == 0 && !cos {
+                        Vec::new()
+                    } else {
+                        (m..=lmax).map(|l| term(l, m, cos)).collect()
+                    }
+                })
                 .collect()
         };
         Self { name, input, cos: side(true), sin: side(false) }
@@ -615,7 +669,9 @@ impl Columns {
         let at = pair as usize;
         let (_, sin, weight) = self.parallels[at];
         let b = 2.0 * PI * (f64::from(pair) + 0.5) / f64::from(4 * self.nodes.pairs);
-        debug_assert!(self.sampling == Sampling::Fourier || !matches!(c, Column::Cos(_) | Column::Sin(_)));
+        debug_assert!(
+            self.sampling == Sampling::Fourier || !matches!(c, Column::Cos(_) | Column::Sin(_))
+        );
         match c {
             Column::Theta(l, m) => self.theta[at][column(l, m)],
             Column::Slope(l, m) => self.slope[at][column(l, m)],
@@ -637,7 +693,8 @@ pub(crate) fn table_operations(lmax1: u32, lmax2: u32, lmax_out: u32) -> u64 {
             // products of this pair, and the degrees and orders each goes to
             let pairs = (2 * small + 1) * (2 * large + 1);
             let top = (l1 + l2).min(lmax_out);
-            let degrees = if top < l1.abs_diff(l2) { 0 } else { u64::from((top - l1.abs_diff(l2)) / 2 + 1) };
+            let degrees =
+                if top < l1.abs_diff(l2) { 0 } else { u64::from((top - l1.abs_diff(l2)) / 2 + 1) };
             sum += pairs + pairs * degrees * 3 / 2;
         }
     }

@@ -73,7 +73,12 @@ fn degree_of(index: u32) -> u32 {
 }
 
 impl Staged {
-    pub(crate) fn new(ctx: &Context, op: &'static str, program: &Program, rows: u64) -> Result<Self> {
+    pub(crate) fn new(
+        ctx: &Context,
+        op: &'static str,
+        program: &Program,
+        rows: u64,
+    ) -> Result<Self> {
         let nodes = program.nodes();
         let columns = Columns::new(program);
         let lines = 2 * nodes.pairs;
@@ -114,18 +119,30 @@ impl Staged {
                     .map(|i| Entry {
                         index: i * width + u32::try_from(order_index(m, sign)).unwrap_or(0),
                         degree: 0,
-                        value: factor(term.column, term.symmetric, false, i) * factor(Column::Weight, true, false, i),
+                        value: factor(term.column, term.symmetric, false, i)
+                            * factor(Column::Weight, true, false, i),
                     })
                     .collect();
             }
         });
-        let analysis = FieldMaps { input: 0, width, colatitude: Linear::new(ctx, op, &colatitude)?, longitude };
+        let analysis = FieldMaps {
+            input: 0,
+            width,
+            colatitude: Linear::new(ctx, op, &colatitude)?,
+            longitude,
+        };
         let width = fields.iter().map(|f| f.width).max().unwrap_or(0).max(width);
-        let mut plan = Self { nodes, combine: program.combine.clone(), fields, analysis, width, chunk: 1 };
+        let mut plan =
+            Self { nodes, combine: program.combine.clone(), fields, analysis, width, chunk: 1 };
         let row = 4 * plan.row_elements();
         let limit = SCRATCH.min(ctx.caps.binding_size);
         if row > ctx.caps.binding_size {
-            return Err(Error::Limit { op, what: "bytes of scratch for one product", need: row, limit: ctx.caps.binding_size });
+            return Err(Error::Limit {
+                op,
+                what: "bytes of scratch for one product",
+                need: row,
+                limit: ctx.caps.binding_size,
+            });
         }
         plan.chunk = u32::try_from((limit / row).clamp(1, rows.max(1))).unwrap_or(u32::MAX);
         Ok(plan)
@@ -176,14 +193,29 @@ impl Staged {
         scratch: &wgpu::Buffer,
     ) -> Result<()> {
         let rows = u64::from(batch) * u64::from(channels);
-        let rows = u32::try_from(rows).map_err(|_| Error::Limit { op, what: "products in one call", need: rows, limit: u32::MAX.into() })?;
+        let rows = u32::try_from(rows).map_err(|_| Error::Limit {
+            op,
+            what: "products in one call",
+            need: rows,
+            limit: u32::MAX.into(),
+        })?;
         let (lines, around) = (2 * self.nodes.pairs, 4 * self.nodes.quarter);
         // [chunk, 1, lines, n] from an element of scratch on
         let part = |start: u64, chunk: u32, n: u32, stride_line: bool| TensorView {
             buffer: scratch,
             layout: Layout {
-                shape: [chunk, 1, if stride_line { lines } else { 1 }, if stride_line { n } else { n * lines }],
-                strides: [u64::from(lines) * u64::from(n), 0, if stride_line { n.into() } else { 0 }, 1],
+                shape: [
+                    chunk,
+                    1,
+                    if stride_line { lines } else { 1 },
+                    if stride_line { n } else { n * lines },
+                ],
+                strides: [
+                    u64::from(lines) * u64::from(n),
+                    0,
+                    if stride_line { n.into() } else { 0 },
+                    1,
+                ],
                 offset: start,
             },
             dtype: DType::F32,
@@ -196,32 +228,52 @@ impl Staged {
             for (k, field) in self.fields.iter().enumerate() {
                 let input = &inputs[field.input];
                 let orders = |by_line| ("scratch", part(0, chunk, field.width, by_line));
-                field.colatitude.encode_pass(ctx, pass, op, &Rows {
-                    src: (input.name, with_line(&input.view)),
-                    dst: orders(false),
-                    rows: chunk,
-                    channels,
-                    first: [first, 0],
-                    weights: [input.weight, None],
-                    gather: input.gather,
-                    dst_channels: 1,
-                })?;
-                field.longitude.encode_pass(ctx, pass, op, &within(orders(true), ("scratch", part(grid(k), chunk, around, true)), chunk))?;
+                field.colatitude.encode_pass(
+                    ctx,
+                    pass,
+                    op,
+                    &Rows {
+                        src: (input.name, with_line(&input.view)),
+                        dst: orders(false),
+                        rows: chunk,
+                        channels,
+                        first: [first, 0],
+                        weights: [input.weight, None],
+                        gather: input.gather,
+                        dst_channels: 1,
+                    },
+                )?;
+                field.longitude.encode_pass(
+                    ctx,
+                    pass,
+                    op,
+                    &within(orders(true), ("scratch", part(grid(k), chunk, around, true)), chunk),
+                )?;
             }
             self.multiply(ctx, pass, op, chunk, &grid, scratch)?;
             let a = &self.analysis;
             let orders = |by_line| ("scratch", part(0, chunk, a.width, by_line));
-            a.longitude.encode_pass(ctx, pass, op, &within(("scratch", part(grid(0), chunk, around, true)), orders(true), chunk))?;
-            a.colatitude.encode_pass(ctx, pass, op, &Rows {
-                src: orders(false),
-                dst: ("z", with_line(z)),
-                rows: chunk,
-                channels: 1,
-                first: [0, first],
-                weights: [None, weight_out],
-                gather: None,
-                dst_channels: channels,
-            })?;
+            a.longitude.encode_pass(
+                ctx,
+                pass,
+                op,
+                &within(("scratch", part(grid(0), chunk, around, true)), orders(true), chunk),
+            )?;
+            a.colatitude.encode_pass(
+                ctx,
+                pass,
+                op,
+                &Rows {
+                    src: orders(false),
+                    dst: ("z", with_line(z)),
+                    rows: chunk,
+                    channels: 1,
+                    first: [0, first],
+                    weights: [None, weight_out],
+                    gather: None,
+                    dst_channels: channels,
+                },
+            )?;
             first += chunk;
         }
         Ok(())
@@ -240,7 +292,13 @@ impl Staged {
         // scratch is at most a binding, so places in it fit u32
         let place = |k: usize| u32::try_from(grid(k)).unwrap_or(u32::MAX);
         let count = u32::try_from(u64::from(chunk) * self.grid_elements()).unwrap_or(u32::MAX);
-        let mut params = PointwiseParams { starts: [[0; 4]; 4], powers: [[1; 4]; 4], count, out: place(0), pad: [0; 2] };
+        let mut params = PointwiseParams {
+            starts: [[0; 4]; 4],
+            powers: [[1; 4]; 4],
+            count,
+            out: place(0),
+            pad: [0; 2],
+        };
         for k in 0..self.fields.len() {
             params.starts[k / 4][k % 4] = place(k);
             if let Combine::Powers(powers) = &self.combine {
@@ -260,7 +318,16 @@ fn within<'a>(
     dst: (&'static str, TensorView<'a, 4>),
     rows: u32,
 ) -> Rows<'a> {
-    Rows { src, dst, rows, channels: 1, first: [0, 0], weights: [None, None], gather: None, dst_channels: 1 }
+    Rows {
+        src,
+        dst,
+        rows,
+        channels: 1,
+        first: [0, 0],
+        weights: [None, None],
+        gather: None,
+        dst_channels: 1,
+    }
 }
 
 /// Longitudes in order: `a_j`, half a step off zero.
@@ -270,7 +337,11 @@ fn longitude_synthesis(field: &Field, nodes: Nodes) -> Vec<(u32, Vec<Entry>)> {
             let mut entries = Vec::new();
             field.orders(|m, sign, _| {
                 let index = u32::try_from(order_index(m, sign)).unwrap_or(0);
-                entries.push(Entry { index, degree: 0, value: longitude(m, sign == 'c', j, nodes.quarter) });
+                entries.push(Entry {
+                    index,
+                    degree: 0,
+                    value: longitude(m, sign == 'c', j, nodes.quarter),
+                });
             });
             (0, entries)
         })
@@ -280,7 +351,8 @@ fn longitude_synthesis(field: &Field, nodes: Nodes) -> Vec<(u32, Vec<Entry>)> {
 fn longitude_analysis(field: &Field, nodes: Nodes) -> Vec<(u32, Vec<Entry>)> {
     let mut outputs = Vec::new();
     field.orders(|m, sign, _| {
-        let entry = |j| Entry { index: j, degree: 0, value: longitude(m, sign == 'c', j, nodes.quarter) };
+        let entry =
+            |j| Entry { index: j, degree: 0, value: longitude(m, sign == 'c', j, nodes.quarter) };
         outputs.push((0, (0..4 * nodes.quarter).map(entry).collect()));
     });
     outputs

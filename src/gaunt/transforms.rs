@@ -10,10 +10,7 @@ use super::{
     product::check_scratch,
     program::{series, series_projection},
 };
-use crate::{
-    Context, DType, Error, Layout, Result, TensorView,
-    dispatch::distinct_outputs,
-};
+use crate::{Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs};
 
 const GRID: &str = "sphere_grid";
 const TORUS: &str = "sphere_fourier";
@@ -162,7 +159,8 @@ impl SphereGrid {
             let back: Vec<_> = signed
                 .clone()
                 .map(|m| {
-                    let entry = |(k, &a): (u32, &f64)| Entry { index: k, degree: 0, value: trig(m, a) };
+                    let entry =
+                        |(k, &a): (u32, &f64)| Entry { index: k, degree: 0, value: trig(m, a) };
                     (0, (0..).zip(&longitudes).map(entry).collect())
                 })
                 .collect();
@@ -244,7 +242,12 @@ impl SphereGridPlan {
             return Err(Error::shape(
                 GRID,
                 "n_beta, n_alpha",
-                format!("at least {} by {} to analyse degree {}", o.lmax + 1, 2 * o.lmax + 1, o.lmax),
+                format!(
+                    "at least {} by {} to analyse degree {}",
+                    o.lmax + 1,
+                    2 * o.lmax + 1,
+                    o.lmax
+                ),
                 format!("{} by {}", o.n_beta, o.n_alpha),
             ));
         };
@@ -260,7 +263,12 @@ impl SphereGridPlan {
         [self.shape.batch, self.shape.channels, self.options.n_beta, self.options.n_alpha]
     }
 
-    fn check(&self, x: TensorView<'_, 3>, f: TensorView<'_, 4>, scratch: &wgpu::Buffer) -> Result<()> {
+    fn check(
+        &self,
+        x: TensorView<'_, 3>,
+        f: TensorView<'_, 4>,
+        scratch: &wgpu::Buffer,
+    ) -> Result<()> {
         let (o, s) = (self.options, self.shape);
         x.expect(GRID, "x", [s.batch, s.channels, (o.lmax + 1).pow(2)], o.dtype)?;
         f.expect(GRID, "f", self.grid_shape(), o.dtype)?;
@@ -273,7 +281,14 @@ impl SphereGridPlan {
         let (o, s) = (self.options, self.shape);
         let n = 2 * o.lmax + 1;
         [[s.batch, s.channels, 1, o.n_beta * n], [s.batch, s.channels, o.n_beta, n]].map(|shape| {
-            ("scratch", TensorView { buffer: scratch, layout: Layout::contiguous(shape), dtype: DType::F32 })
+            (
+                "scratch",
+                TensorView {
+                    buffer: scratch,
+                    layout: Layout::contiguous(shape),
+                    dtype: DType::F32,
+                },
+            )
         })
     }
 
@@ -297,8 +312,12 @@ fn all_rows<'a>(
     dst: (&'static str, TensorView<'a, 4>),
 ) -> Result<Rows<'a>> {
     let rows = u64::from(shape.batch) * u64::from(shape.channels);
-    let rows = u32::try_from(rows)
-        .map_err(|_| Error::Limit { op, what: "rows in one call", need: rows, limit: u32::MAX.into() })?;
+    let rows = u32::try_from(rows).map_err(|_| Error::Limit {
+        op,
+        what: "rows in one call",
+        need: rows,
+        limit: u32::MAX.into(),
+    })?;
     Ok(Rows {
         src,
         dst,
@@ -314,7 +333,8 @@ fn all_rows<'a>(
 /// `[B, C, n]` as `[B, C, 1, n]`.
 pub(crate) fn with_line<'a>(view: &TensorView<'a, 3>) -> TensorView<'a, 4> {
     let ([b, c, n], [sb, sc, sn]) = (view.layout.shape, view.layout.strides);
-    let layout = Layout { shape: [b, c, 1, n], strides: [sb, sc, 0, sn], offset: view.layout.offset };
+    let layout =
+        Layout { shape: [b, c, 1, n], strides: [sb, sc, 0, sn], offset: view.layout.offset };
     TensorView { buffer: view.buffer, layout, dtype: view.dtype }
 }
 
@@ -328,10 +348,16 @@ impl SphereFourier {
         let (lmax, band) = (self.lmax, self.band);
         check_degree(TORUS, "lmax", lmax, MAX_LMAX)?;
         if band < lmax || band > 2 * MAX_LMAX {
-            return Err(Error::shape(TORUS, "band", format!("lmax = {lmax} to {}", 2 * MAX_LMAX), band));
+            return Err(Error::shape(
+                TORUS,
+                "band",
+                format!("lmax = {lmax} to {}", 2 * MAX_LMAX),
+                band,
+            ));
         }
         let side = 2 * band + 1;
-        let place = |u: i32, v: i32, part: u32| 2 * (order_at(u, band) * side + order_at(v, band)) + part;
+        let place =
+            |u: i32, v: i32, part: u32| 2 * (order_at(u, band) * side + order_at(v, band)) + part;
         let mut forward: Vec<(u32, Vec<Entry>)> = vec![(0, Vec::new()); (2 * side * side) as usize];
         let mut back: Vec<(u32, Vec<Entry>)> = Vec::new();
         for k in 0..(lmax + 1).pow(2) {
@@ -344,7 +370,11 @@ impl SphereFourier {
                     let c = times(a, b);
                     for (part, value) in [(0, c.0), (1, c.1)] {
                         if value.abs() > 1e-18 {
-                            forward[place(u, v, part) as usize].1.push(Entry { index: k, degree: l, value });
+                            forward[place(u, v, part) as usize].1.push(Entry {
+                                index: k,
+                                degree: l,
+                                value,
+                            });
                         }
                     }
                 }
@@ -363,7 +393,11 @@ impl SphereFourier {
                     // z is real: the real part of c * (re + i im)
                     for (part, value) in [(0, c.0), (1, -c.1)] {
                         if value.abs() > 1e-18 {
-                            entries.push(Entry { index: place(at.0, at.1, part), degree: 0, value });
+                            entries.push(Entry {
+                                index: place(at.0, at.1, part),
+                                degree: 0,
+                                value,
+                            });
                         }
                     }
                 }

@@ -5,7 +5,9 @@ mod simulate;
 mod window;
 
 pub use plan::{MapView, NeighborhoodArgs, NeighborhoodPlan};
-pub use simulate::{Candidate, KernelCost, NeighborhoodTiles, Simulation, StrideChoice, recommended_stride};
+pub use simulate::{
+    Candidate, KernelCost, NeighborhoodTiles, Simulation, StrideChoice, recommended_stride,
+};
 pub(crate) use window::Axis;
 
 use crate::{DType, Error, Result};
@@ -230,9 +232,15 @@ impl<const D: usize> NeighborhoodAttention<D> {
     ///
     /// # Errors
     /// [`Error::Value`] if an extent of the map is not a multiple of the block.
-    pub fn halo(spatial: [u32; D], block: [u32; D], halo: [u32; D], border: Border) -> Result<Self> {
+    pub fn halo(
+        spatial: [u32; D],
+        block: [u32; D],
+        halo: [u32; D],
+        border: Border,
+    ) -> Result<Self> {
         divides("block", spatial, block)?;
-        let kernel_size = std::array::from_fn(|a| halo[a].saturating_mul(2).saturating_add(block[a]));
+        let kernel_size =
+            std::array::from_fn(|a| halo[a].saturating_mul(2).saturating_add(block[a]));
         Ok(Self { stride: block, border, ..Self::new(kernel_size) })
     }
 
@@ -276,13 +284,20 @@ impl<const D: usize> NeighborhoodAttention<D> {
             }
             let dilation = self.dilation[a];
             if dilation == 0 || dilation > extent {
-                return Err(Error::value(OP, DILATION[a], format!("1..={extent}, the extent"), dilation));
+                return Err(Error::value(
+                    OP,
+                    DILATION[a],
+                    format!("1..={extent}, the extent"),
+                    dilation,
+                ));
             }
             let fits = self.border == Border::Shift || self.is_causal[a];
             let largest = if fits { extent / dilation } else { MAX_EXTENT };
             if kernel == 0 || kernel > largest {
                 let why = if fits {
-                    format!("1..={largest}, the shortest dilation group of {extent} tokens at dilation {dilation}")
+                    format!(
+                        "1..={largest}, the shortest dilation group of {extent} tokens at dilation {dilation}"
+                    )
                 } else {
                     format!("1..={largest}")
                 };

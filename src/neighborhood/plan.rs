@@ -3,8 +3,9 @@
 use std::sync::LazyLock;
 
 use super::{
-    Algorithm, Border, KernelCost, NeighborhoodAttention, NeighborhoodShape, NeighborhoodTiles, OP, RelativeBias,
-    simulate::{aligned, Cut},
+    Algorithm, Border, KernelCost, NeighborhoodAttention, NeighborhoodShape, NeighborhoodTiles, OP,
+    RelativeBias,
+    simulate::{Cut, aligned},
 };
 use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView, Tier,
@@ -219,10 +220,23 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let keys = self.kernel_size.iter().fold(1u64, |n, &k| n.saturating_mul(k.into()));
         let keys = keys.saturating_add(shape.extra_tokens.into());
         if keys > 1 << 30 {
-            return Err(Error::Limit { op: OP, what: "keys in one window", need: keys, limit: 1 << 30 });
+            return Err(Error::Limit {
+                op: OP,
+                what: "keys in one window",
+                need: keys,
+                limit: 1 << 30,
+            });
         }
-        if self.bias_shape(&shape).is_some_and(|[rows, row]| u64::from(rows) * u64::from(row) > 1 << 30) {
-            return Err(Error::Limit { op: OP, what: "elements of the bias", need: u64::MAX, limit: 1 << 30 });
+        if self
+            .bias_shape(&shape)
+            .is_some_and(|[rows, row]| u64::from(rows) * u64::from(row) > 1 << 30)
+        {
+            return Err(Error::Limit {
+                op: OP,
+                what: "elements of the bias",
+                need: u64::MAX,
+                limit: 1 << 30,
+            });
         }
         let too_long = |need: u64| Error::Limit {
             op: OP,
@@ -230,19 +244,27 @@ impl<const D: usize> NeighborhoodAttention<D> {
             need,
             limit: caps.loop_trips,
         };
-        let fastest = |tiles: &NeighborhoodTiles<D>| self.simulate(&shape, tiles, &KernelCost::of(caps));
+        let fastest =
+            |tiles: &NeighborhoodTiles<D>| self.simulate(&shape, tiles, &KernelCost::of(caps));
         let workgroup = workgroup(caps);
         let tiles = match (self.algorithm, self.tiles) {
             (Algorithm::Naive, _) => {
                 if keys > caps.loop_trips {
                     return Err(too_long(keys));
                 }
-                NeighborhoodTiles { axis: 0, tile: [1; D], slots: 1, block_k: 1, lanes: PLAIN_WORKGROUP }
+                NeighborhoodTiles {
+                    axis: 0,
+                    tile: [1; D],
+                    slots: 1,
+                    block_k: 1,
+                    lanes: PLAIN_WORKGROUP,
+                }
             }
             (Algorithm::Fused, Some(tiles)) => {
                 let simulation = fastest(&tiles)?;
                 let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
-                let unrolled = u64::from(chunks) * u64::from(tiles.slots) * u64::from(tiles.block_k);
+                let unrolled =
+                    u64::from(chunks) * u64::from(tiles.slots) * u64::from(tiles.block_k);
                 // register tiles are written out: beyond this no compiler finishes
                 if tiles.lanes > caps.invocations || unrolled > 8192 {
                     let problem = format!(
@@ -272,7 +294,10 @@ impl<const D: usize> NeighborhoodAttention<D> {
             tier: caps.tier,
             tiles,
             scale: self.scale.unwrap_or_else(default_scale),
-            lanes: caps.subgroup.filter(|_| caps.tier == Tier::Subgroup).map_or(1, |(min, _)| min.min(32)),
+            lanes: caps
+                .subgroup
+                .filter(|_| caps.tier == Tier::Subgroup)
+                .map_or(1, |(min, _)| min.min(32)),
             full: None,
         })
     }
@@ -338,7 +363,9 @@ impl<const D: usize> NeighborhoodPlan<D> {
     pub fn label(&self) -> String {
         match &self.full {
             Some(full) => full.label(),
-            None => self.keys([true; 6], false).iter().map(Key::label).collect::<Vec<_>>().join("; "),
+            None => {
+                self.keys([true; 6], false).iter().map(Key::label).collect::<Vec<_>>().join("; ")
+            }
         }
     }
 
@@ -390,12 +417,17 @@ impl<const D: usize> NeighborhoodPlan<D> {
         let window: u64 = self.op.kernel_size.iter().map(|&k| u64::from(k)).product();
         let mask = match (aligned_tiles(&cuts), s.extra_tokens > 0) {
             (false, _) => 2,
-            (true, false) if self.op.border != Border::Masked && window.is_multiple_of(t.block_k.into()) => 0,
+            (true, false)
+                if self.op.border != Border::Masked && window.is_multiple_of(t.block_k.into()) =>
+            {
+                0
+            }
             (true, _) => 1,
         };
         let lanes = self.lanes;
         spec.extend([
-            ("SLOTS", number(t.slots)), ("MOVES", number(t.slots - 1)),
+            ("SLOTS", number(t.slots)),
+            ("MOVES", number(t.slots - 1)),
             ("BLOCK_K", number(t.block_k)),
             ("LANES", number(lanes)),
             ("K_REGS", number((t.block_k * d4).div_ceil(lanes))),
@@ -433,8 +465,10 @@ impl<const D: usize> NeighborhoodPlan<D> {
         encoder: &mut wgpu::CommandEncoder,
         args: &NeighborhoodArgs<'_>,
     ) -> Result<()> {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(OP), timestamp_writes: None });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
         self.encode_pass(ctx, &mut pass, args)
     }
 
@@ -458,7 +492,9 @@ impl<const D: usize> NeighborhoodPlan<D> {
     ) -> Result<()> {
         let s = self.shape;
         let dtype = self.op.dtype;
-        let map = |what, view: &MapView<'_>, tail: &[u32]| check_map(what, view, s.batch, s.spatial, tail);
+        let map = |what, view: &MapView<'_>, tail: &[u32]| {
+            check_map(what, view, s.batch, s.spatial, tail)
+        };
         map("q", &args.q, &[s.heads, s.head_dim])?;
         map("k", &args.k, &[s.heads_kv, s.head_dim])?;
         map("v", &args.v, &[s.heads_kv, s.head_dim_v])?;
@@ -516,9 +552,16 @@ impl<const D: usize> NeighborhoodPlan<D> {
         let bound_extra_v = extra_v.map(|e| e.bind(OP, "extra_v", caps)).transpose()?;
         let bound_bias = bias.map(|b| b.bind(OP, "bias", caps)).transpose()?;
         let aligned = |view: &TensorView<'_, 6>| view.layout.is_multiple_of(4);
-        let extra_aligned = |view: &Option<TensorView<'_, 4>>| view.is_none_or(|v| v.layout.is_multiple_of(4));
-        let aligned =
-            [aligned(&q), aligned(&k), aligned(&v), aligned(&o), extra_aligned(&extra_k), extra_aligned(&extra_v)];
+        let extra_aligned =
+            |view: &Option<TensorView<'_, 4>>| view.is_none_or(|v| v.layout.is_multiple_of(4));
+        let aligned = [
+            aligned(&q),
+            aligned(&k),
+            aligned(&v),
+            aligned(&o),
+            extra_aligned(&extra_k),
+            extra_aligned(&extra_v),
+        ];
         let kernels = self
             .keys(aligned, args.lse.is_some())
             .into_iter()
@@ -550,11 +593,15 @@ impl<const D: usize> NeighborhoodPlan<D> {
                 RelativeBias::Factorised { .. } => (0..a).map(span).sum(),
             };
         }
-        let ints = |f: fn(&Cut) -> i32, last: u32| [f(&cuts[0]), f(&cuts[1]), f(&cuts[2]), int(last)];
+        let ints =
+            |f: fn(&Cut) -> i32, last: u32| [f(&cuts[0]), f(&cuts[1]), f(&cuts[2]), int(last)];
         let words = |f: fn(&Cut) -> u32, last: u32| [f(&cuts[0]), f(&cuts[1]), f(&cuts[2]), last];
         let problems = u64::from(s.batch) * u64::from(s.heads);
         let groups = problems
-            * cuts.iter().map(|c| u64::from(c.tiles()) * u64::from(c.axis.dilation)).product::<u64>();
+            * cuts
+                .iter()
+                .map(|c| u64::from(c.tiles()) * u64::from(c.axis.dilation))
+                .product::<u64>();
         let mut params = Params {
             tokens: words(|c| c.axis.tokens, s.batch),
             kernel: ints(|c| int(c.axis.kernel_size), s.extra_tokens),
@@ -629,12 +676,21 @@ impl<const D: usize> NeighborhoodPlan<D> {
                     .flatten()
                     .collect();
             let groups = fold(OP, count.div_ceil(PLAIN_WORKGROUP.into()), caps)?;
-            dispatch(ctx, pass, OP, &kernels[0], bytemuck::bytes_of(&relative), &resources, groups)?;
+            dispatch(
+                ctx,
+                pass,
+                OP,
+                &kernels[0],
+                bytemuck::bytes_of(&relative),
+                &resources,
+                groups,
+            )?;
             bias_resource = Some(products);
             params.bias_rows = [0, rows, 0, 0];
         }
 
-        let mut resources = vec![bound_q.resource, bound_k.resource, bound_v.resource, bound_o.resource];
+        let mut resources =
+            vec![bound_q.resource, bound_k.resource, bound_v.resource, bound_o.resource];
         resources.extend(bound_lse.map(|b| b.resource));
         resources.extend(bound_extra_k.map(|b| b.resource));
         resources.extend(bound_extra_v.map(|b| b.resource));
@@ -644,10 +700,21 @@ impl<const D: usize> NeighborhoodPlan<D> {
             Algorithm::Naive => (problems * s.tokens()).div_ceil(PLAIN_WORKGROUP.into()),
         };
         let kernel = &kernels[kernels.len() - 1];
-        dispatch(ctx, pass, OP, kernel, bytemuck::bytes_of(&params), &resources, fold(OP, count, caps)?)
+        dispatch(
+            ctx,
+            pass,
+            OP,
+            kernel,
+            bytemuck::bytes_of(&params),
+            &resources,
+            fold(OP, count, caps)?,
+        )
     }
 
-    fn check_scratch<'a>(&self, scratch: Option<&'a wgpu::Buffer>) -> Result<Option<&'a wgpu::Buffer>> {
+    fn check_scratch<'a>(
+        &self,
+        scratch: Option<&'a wgpu::Buffer>,
+    ) -> Result<Option<&'a wgpu::Buffer>> {
         let need = self.scratch_bytes();
         if need == 0 {
             return Ok(None);
@@ -656,10 +723,19 @@ impl<const D: usize> NeighborhoodPlan<D> {
             return Err(Error::argument(OP, "scratch", format!("needs {need} bytes, none given")));
         };
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::Usage { op: OP, what: "scratch", missing: wgpu::BufferUsages::STORAGE });
+            return Err(Error::Usage {
+                op: OP,
+                what: "scratch",
+                missing: wgpu::BufferUsages::STORAGE,
+            });
         }
         if buffer.size() < need {
-            return Err(Error::OutOfRange { op: OP, what: "scratch", end: need, size: buffer.size() });
+            return Err(Error::OutOfRange {
+                op: OP,
+                what: "scratch",
+                end: need,
+                size: buffer.size(),
+            });
         }
         Ok(Some(buffer))
     }
@@ -679,7 +755,9 @@ fn int(x: u32) -> i32 {
 fn optional<T>(what: &'static str, argument: Option<T>, wanted: bool) -> Result<Option<T>> {
     match (argument, wanted) {
         (None, true) => Err(Error::argument(OP, what, "needed by this plan, none given")),
-        (Some(_), false) => Err(Error::argument(OP, what, "given, but this plan has no use for it")),
+        (Some(_), false) => {
+            Err(Error::argument(OP, what, "given, but this plan has no use for it"))
+        }
         (argument, _) => Ok(argument),
     }
 }
@@ -692,7 +770,8 @@ fn check_map<const D: usize>(
     spatial: [u32; D],
     tail: &[u32],
 ) -> Result<()> {
-    let expected: Vec<u32> = std::iter::once(batch).chain(spatial).chain(tail.iter().copied()).collect();
+    let expected: Vec<u32> =
+        std::iter::once(batch).chain(spatial).chain(tail.iter().copied()).collect();
     let got = &view.shape[..view.rank.min(6)];
     if view.rank != expected.len() || got != expected {
         let got = if view.rank > 6 { format!("{} axes", view.rank) } else { format!("{got:?}") };

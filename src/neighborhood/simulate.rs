@@ -55,9 +55,25 @@ impl KernelCost {
         if caps.cpu {
             // without subgroups every invocation fetches every key for itself
             let load = if caps.tier == crate::Tier::Subgroup { 9.0 } else { 50.0 };
-            Self { load, score: 20.0, rescale: 1.0, query: 40.0, workgroup: 5000.0, busy: 16.0, registers: 128 }
+            Self {
+                load,
+                score: 20.0,
+                rescale: 1.0,
+                query: 40.0,
+                workgroup: 5000.0,
+                busy: 16.0,
+                registers: 128,
+            }
         } else {
-            Self { load: 2.0, score: 10.0, rescale: 1.0, query: 4.0, workgroup: 500.0, busy: 1024.0, registers: 48 }
+            Self {
+                load: 2.0,
+                score: 10.0,
+                rescale: 1.0,
+                query: 4.0,
+                workgroup: 500.0,
+                busy: 1024.0,
+                registers: 48,
+            }
         }
     }
 }
@@ -164,7 +180,8 @@ impl Cut {
         for (length, count) in self.lengths() {
             for first in (0..length).step_by(self.tile as usize) {
                 let last = (first + self.tile).min(length) - 1;
-                let span = self.axis.window(last, length).end - self.axis.window(first, length).start;
+                let span =
+                    self.axis.window(last, length).end - self.axis.window(first, length).start;
                 *spans.entry(span.unsigned_abs()).or_default() += count;
             }
         }
@@ -211,7 +228,11 @@ impl<const D: usize> NeighborhoodTiles<D> {
     ///
     /// # Errors
     /// [`Error::Argument`] saying which rule is broken.
-    pub(super) fn check(&self, op: &NeighborhoodAttention<D>, shape: &NeighborhoodShape<D>) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        op: &NeighborhoodAttention<D>,
+        shape: &NeighborhoodShape<D>,
+    ) -> Result<()> {
         let fail = |problem: String| Err(Error::argument(OP, "tiles", problem));
         if self.axis >= D {
             return fail(format!("axis {} of {D}", self.axis));
@@ -272,7 +293,8 @@ fn walk(groups: &[(i64, i64)], width: i64, extra: i64, slots: u32, block_k: u32)
         held.pop_front();
         let next = coming.next().map_or_else(Slot::default, |&(start, stop)| {
             let start = (start - origin) * width;
-            let done = if extra > 0 { (end - origin) * width + extra } else { (stop - origin) * width };
+            let done =
+                if extra > 0 { (end - origin) * width + extra } else { (stop - origin) * width };
             Slot { start, first: start, done }
         });
         if next.done > 0 && next.start < at {
@@ -349,7 +371,10 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let tokens = shape.tokens();
         let [key_blocks, groups_walked] = [key_blocks, groups_walked].map(|n| n * problems);
         let workgroups = problems
-            * cuts.iter().map(|c| u64::from(c.tiles()) * u64::from(c.axis.dilation)).product::<u64>();
+            * cuts
+                .iter()
+                .map(|c| u64::from(c.tiles()) * u64::from(c.axis.dilation))
+                .product::<u64>();
         let keys = key_blocks * u64::from(tiles.block_k);
         let width = f64::from(shape.head_dim + shape.head_dim_v);
         let slots = f64::from(tiles.slots);
@@ -362,7 +387,8 @@ impl<const D: usize> NeighborhoodAttention<D> {
             key_blocks,
             computed: keys * u64::from(tiles.slots) * lanes,
             useful: problems
-                * (cuts.iter().map(Cut::useful).product::<u64>() + tokens * u64::from(shape.extra_tokens)),
+                * (cuts.iter().map(Cut::useful).product::<u64>()
+                    + tokens * u64::from(shape.extra_tokens)),
             full: problems * tokens * (tokens + u64::from(shape.extra_tokens)),
             trips,
             aligned: aligned(&cuts),
@@ -392,8 +418,13 @@ impl<const D: usize> NeighborhoodAttention<D> {
         };
         let longest: [u32; D] = std::array::from_fn(|a| self.axis(a, shape.spatial[a]).longest());
         let shared: [u32; D] = std::array::from_fn(|a| {
-            let one_window = longest[a] == self.kernel_size[a] && shape.spatial[a].is_multiple_of(self.dilation[a]);
-            if one_window && self.border == super::Border::Shift { longest[a] } else { self.stride[a] }
+            let one_window = longest[a] == self.kernel_size[a]
+                && shape.spatial[a].is_multiple_of(self.dilation[a]);
+            if one_window && self.border == super::Border::Shift {
+                longest[a]
+            } else {
+                self.stride[a]
+            }
         });
         for axis in 0..D {
             // boxes of queries that share one window
@@ -402,7 +433,10 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 let groups = queries.div_ceil(u64::from(lanes));
                 for slots in 1..=most {
                     if u64::from(slots) <= groups {
-                        let block_k = block_of(self.kernel_size.iter().map(|&k| u64::from(k)).product(), per_slot);
+                        let block_k = block_of(
+                            self.kernel_size.iter().map(|&k| u64::from(k)).product(),
+                            per_slot,
+                        );
                         consider(NeighborhoodTiles { axis, tile: shared, slots, block_k, lanes });
                     }
                 }
@@ -411,10 +445,15 @@ impl<const D: usize> NeighborhoodAttention<D> {
             let others: Vec<usize> = (0..D).filter(|&a| a != axis).collect();
             let divisors: Vec<u32> = (1..=lanes).filter(|&d| lanes.is_multiple_of(d)).collect();
             for &b in &divisors {
-                for &c in divisors.iter().filter(|&&c| u64::from(b) * u64::from(c) <= u64::from(lanes)) {
+                for &c in
+                    divisors.iter().filter(|&&c| u64::from(b) * u64::from(c) <= u64::from(lanes))
+                {
                     let box_of = [b, c];
                     if (others.len()..2).any(|i| box_of[i] > 1)
-                        || others.iter().zip(box_of).any(|(&a, n)| n > longest[a].next_power_of_two())
+                        || others
+                            .iter()
+                            .zip(box_of)
+                            .any(|(&a, n)| n > longest[a].next_power_of_two())
                     {
                         continue;
                     }
@@ -425,18 +464,29 @@ impl<const D: usize> NeighborhoodAttention<D> {
                     let rows_of_group = lanes / (b * c);
                     for slots in 1..=most {
                         let shortest = rows_of_group.saturating_mul(slots);
-                        let mut rows = longest[axis].next_multiple_of(rows_of_group).min(LONGEST_WALK);
+                        let mut rows =
+                            longest[axis].next_multiple_of(rows_of_group).min(LONGEST_WALK);
                         loop {
                             tile[axis] = rows;
                             for block_k in [4, 8] {
                                 if block_k == 4 || per_slot <= 16 {
-                                    consider(NeighborhoodTiles { axis, tile, slots, block_k, lanes });
+                                    consider(NeighborhoodTiles {
+                                        axis,
+                                        tile,
+                                        slots,
+                                        block_k,
+                                        lanes,
+                                    });
                                 }
                             }
                             if rows <= shortest {
                                 break;
                             }
-                            rows = rows.div_ceil(2).next_multiple_of(rows_of_group).max(shortest).min(rows - 1);
+                            rows = rows
+                                .div_ceil(2)
+                                .next_multiple_of(rows_of_group)
+                                .max(shortest)
+                                .min(rows - 1);
                         }
                     }
                 }
@@ -506,7 +556,9 @@ mod tests {
         for length in [5u32, 9, 16, 23] {
             for kernel_size in 1..=length {
                 for stride in [1, 2, 3, kernel_size].into_iter().filter(|&s| s <= kernel_size) {
-                    for (slots, step, block_k) in [(1u32, 1u32, 1u32), (2, 1, 3), (4, 2, 4), (3, 4, 2)] {
+                    for (slots, step, block_k) in
+                        [(1u32, 1u32, 1u32), (2, 1, 3), (4, 2, 4), (3, 4, 2)]
+                    {
                         let axis = Axis {
                             tokens: length,
                             kernel_size,
@@ -532,8 +584,10 @@ mod tests {
                                 assert_eq!(n, 1, "group {g} key {key} of {groups:?}");
                             }
                         }
-                        let least = (groups.last().unwrap().1 - groups[0].0).unsigned_abs() * width.unsigned_abs();
-                        rewinds += u64::from(blocks * u64::from(block_k) > least + u64::from(block_k));
+                        let least = (groups.last().unwrap().1 - groups[0].0).unsigned_abs()
+                            * width.unsigned_abs();
+                        rewinds +=
+                            u64::from(blocks * u64::from(block_k) > least + u64::from(block_k));
                     }
                 }
             }
@@ -632,9 +686,13 @@ mod tests {
                         continue;
                     }
                     let kernel_size = std::array::from_fn(|a| (spatial[a] / dilation[a]).min(3));
-                    let op = NeighborhoodAttention { dilation, ..NeighborhoodAttention::new(kernel_size) };
+                    let op = NeighborhoodAttention {
+                        dilation,
+                        ..NeighborhoodAttention::new(kernel_size)
+                    };
                     for extra_tokens in [0, 3] {
-                        let shape = NeighborhoodShape { spatial, extra_tokens, ..Default::default() };
+                        let shape =
+                            NeighborhoodShape { spatial, extra_tokens, ..Default::default() };
                         let all = op.candidates(&shape, lanes, &COST).unwrap();
                         assert!(!all.is_empty(), "{shape:?} {lanes}");
                         assert!(all.is_sorted_by(|x, y| x.simulation.cost <= y.simulation.cost));

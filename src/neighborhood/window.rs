@@ -54,7 +54,11 @@ impl Axis {
             Border::Masked | Border::Zeros => {
                 let start = first + stride / 2 - left;
                 let window = start..start + kernel;
-                if self.border == Border::Zeros { window } else { window.start.max(0)..window.end.min(length) }
+                if self.border == Border::Zeros {
+                    window
+                } else {
+                    window.start.max(0)..window.end.min(length)
+                }
             }
         }
     }
@@ -70,15 +74,20 @@ mod tests {
     fn equals_the_reference_exhaustively() {
         let mut windows = 0u32;
         for tokens in 1..=24 {
-            for (kernel_size, dilation) in (1..=tokens + 3).flat_map(|k| (1..=tokens).map(move |d| (k, d))) {
+            for (kernel_size, dilation) in
+                (1..=tokens + 3).flat_map(|k| (1..=tokens).map(move |d| (k, d)))
+            {
                 let (mut borders, mut causal) = (vec![Border::Masked, Border::Zeros], vec![false]);
                 if kernel_size * dilation <= tokens {
                     borders.push(Border::Shift);
                     causal.push(true);
                 }
                 for stride in 1..=kernel_size {
-                    for (&border, &is_causal) in borders.iter().flat_map(|b| causal.iter().map(move |c| (b, c))) {
-                        let axis = Axis { tokens, kernel_size, stride, dilation, is_causal, border };
+                    for (&border, &is_causal) in
+                        borders.iter().flat_map(|b| causal.iter().map(move |c| (b, c)))
+                    {
+                        let axis =
+                            Axis { tokens, kernel_size, stride, dilation, is_causal, border };
                         for token in 0..tokens {
                             let group = token % dilation;
                             let got: Vec<i64> = axis
@@ -99,7 +108,8 @@ mod tests {
     #[test]
     fn a_shifted_window_is_noticed() {
         let border = Border::Shift;
-        let axis = Axis { tokens: 9, kernel_size: 4, stride: 1, dilation: 1, is_causal: false, border };
+        let axis =
+            Axis { tokens: 9, kernel_size: 4, stride: 1, dilation: 1, is_causal: false, border };
         let wrong: Vec<i64> = (axis.window(4, 9).start + 1..axis.window(4, 9).end + 1).collect();
         assert_ne!(wrong, visible(&axis, 4));
     }
@@ -120,13 +130,17 @@ mod tests {
                         if kernel_size > tokens && border == Border::Shift {
                             continue;
                         }
-                        let axis = Axis { tokens, kernel_size, stride, dilation: 1, is_causal, border };
+                        let axis =
+                            Axis { tokens, kernel_size, stride, dilation: 1, is_causal, border };
                         for u in 0..tokens {
                             let here = axis.window(u, tokens);
                             assert!(here.contains(&i64::from(u)), "{axis:?} {u}");
                             if u > 0 {
                                 let before = axis.window(u - 1, tokens);
-                                assert!(before.start <= here.start && before.end <= here.end, "{axis:?} {u}");
+                                assert!(
+                                    before.start <= here.start && before.end <= here.end,
+                                    "{axis:?} {u}"
+                                );
                             }
                         }
                     }

@@ -98,7 +98,11 @@ pub fn vector_coefficients(lmax1: u32, lmax2: u32, lmax_out: u32) -> Vec<f64> {
         for i in 0..d1 {
             for j in 0..d2 {
                 let (a, b) = (g1[i], g2[j]);
-                let cross = [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+                let cross = [
+                    a[1] * b[2] - a[2] * b[1],
+                    a[2] * b[0] - a[0] * b[2],
+                    a[0] * b[1] - a[1] * b[0],
+                ];
                 let radial = cross[0] * r[0] + cross[1] * r[1] + cross[2] * r[2];
                 for k in 0..d3 {
                     h[(i * d2 + j) * d3 + k] += weight * radial * y3[k];
@@ -151,7 +155,11 @@ fn legendre(n: u32, t: f64) -> (f64, f64) {
 /// rotated harmonic with Richardson's extrapolation (error below 1e-12 to degree 8).
 fn gradient(lmax: u32, r: [f64; 3]) -> Vec<[f64; 3]> {
     let along = |v: [f64; 3], t: f64| -> Vec<f64> {
-        let p = [r[0] * t.cos() + v[0] * t.sin(), r[1] * t.cos() + v[1] * t.sin(), r[2] * t.cos() + v[2] * t.sin()];
+        let p = [
+            r[0] * t.cos() + v[0] * t.sin(),
+            r[1] * t.cos() + v[1] * t.sin(),
+            r[2] * t.cos() + v[2] * t.sin(),
+        ];
         spherical_harmonics(lmax, Integral, &p)
     };
     // a harmonic along a great circle is a trigonometric polynomial of degree l: its derivative at
@@ -204,13 +212,25 @@ fn contract(c: &[f64], d1: usize, d2: usize, d3: usize, x: &[f64], y: &[f64]) ->
 /// `z_(l3 m3) = sum G x_(l1 m1) y_(l2 m2)`, row by row: `x: [rows, (lmax1 + 1)^2]`,
 /// `y: [rows, (lmax2 + 1)^2]` to `[rows, (lmax_out + 1)^2]`. The coefficients of the pointwise
 /// product of two functions on the sphere, truncated.
-pub fn gaunt_tensor_product(lmax1: u32, lmax2: u32, lmax_out: u32, x: &[f64], y: &[f64]) -> Vec<f64> {
+pub fn gaunt_tensor_product(
+    lmax1: u32,
+    lmax2: u32,
+    lmax_out: u32,
+    x: &[f64],
+    y: &[f64],
+) -> Vec<f64> {
     let g = gaunt_coefficients(lmax1, lmax2, lmax_out);
     contract(&g, dim(lmax1), dim(lmax2), dim(lmax_out), x, y)
 }
 
 /// The coefficients of `r . (grad X x grad Y)`, row by row, shapes as [`gaunt_tensor_product`].
-pub fn vector_tensor_product(lmax1: u32, lmax2: u32, lmax_out: u32, x: &[f64], y: &[f64]) -> Vec<f64> {
+pub fn vector_tensor_product(
+    lmax1: u32,
+    lmax2: u32,
+    lmax_out: u32,
+    x: &[f64],
+    y: &[f64],
+) -> Vec<f64> {
     let h = vector_coefficients(lmax1, lmax2, lmax_out);
     contract(&h, dim(lmax1), dim(lmax2), dim(lmax_out), x, y)
 }
@@ -247,7 +267,9 @@ pub fn gaunt_many_body(inputs: &[(u32, &[f64])], lmax_out: u32) -> Vec<f64> {
 pub fn evaluate(lmax: u32, x: &[f64], r: &[f64]) -> Vec<f64> {
     let (d, y) = (dim(lmax), spherical_harmonics(lmax, Integral, r));
     x.chunks_exact(d)
-        .flat_map(|row| y.chunks_exact(d).map(|y| row.iter().zip(y).map(|(a, b)| a * b).sum::<f64>()))
+        .flat_map(|row| {
+            y.chunks_exact(d).map(|y| row.iter().zip(y).map(|(a, b)| a * b).sum::<f64>())
+        })
         .collect()
 }
 
@@ -299,7 +321,13 @@ pub struct Block {
 
 /// One path of the full tensor product: `out = sqrt(2 l_out + 1) sum w3j x y`, for every pair of
 /// copies `u`, `v` (`v` fastest). `x: [rows, width1]`, `y: [rows, width2]`, `out: [rows, width3]`.
-pub fn clebsch_gordan(blocks: [Block; 3], x: &[f64], y: &[f64], out: &mut [f64], widths: [usize; 3]) {
+pub fn clebsch_gordan(
+    blocks: [Block; 3],
+    x: &[f64],
+    y: &[f64],
+    out: &mut [f64],
+    widths: [usize; 3],
+) {
     let [a, b, c] = blocks;
     let w = real_wigner_3j(a.l, b.l, c.l);
     let [n1, n2, n3] = [a.l, b.l, c.l].map(|l| 2 * l as usize + 1);
@@ -309,7 +337,8 @@ pub fn clebsch_gordan(blocks: [Block; 3], x: &[f64], y: &[f64], out: &mut [f64],
             for v in 0..b.mul as usize {
                 for i in 0..n1 {
                     for j in 0..n2 {
-                        let xy = x[row * widths[0] + a.start + u * n1 + i] * y[row * widths[1] + b.start + v * n2 + j];
+                        let xy = x[row * widths[0] + a.start + u * n1 + i]
+                            * y[row * widths[1] + b.start + v * n2 + j];
                         for k in 0..n3 {
                             out[row * widths[2] + c.start + (u * b.mul as usize + v) * n3 + k] +=
                                 scale * w[(i * n2 + j) * n3 + k] * xy;
@@ -330,7 +359,8 @@ pub fn rotation_matrix(lmax: u32, r: &[f64; 9]) -> Vec<f64> {
     let mut matrix = vec![0.0; d * d];
     for (v, weight) in sphere_points(2 * lmax) {
         let turned: [f64; 3] = std::array::from_fn(|i| (0..3).map(|k| r[3 * i + k] * v[k]).sum());
-        let (left, right) = (spherical_harmonics(lmax, Integral, &turned), spherical_harmonics(lmax, Integral, &v));
+        let (left, right) =
+            (spherical_harmonics(lmax, Integral, &turned), spherical_harmonics(lmax, Integral, &v));
         for i in 0..d {
             for j in 0..d {
                 if degree_order(i).0 == degree_order(j).0 {
@@ -376,7 +406,9 @@ mod tests {
             }
         }
         // integral of Y10 Y10 Y20 = 1 / sqrt(5 pi), of Y20^3 = sqrt(5 / pi) / 7
-        assert!((gaunt_coefficient([1, 1, 2], [0, 0, 0]) - (5.0 * PI).sqrt().recip()).abs() < 1e-15);
+        assert!(
+            (gaunt_coefficient([1, 1, 2], [0, 0, 0]) - (5.0 * PI).sqrt().recip()).abs() < 1e-15
+        );
         assert!((gaunt_coefficient([2, 2, 2], [0, 0, 0]) - (5.0 / PI).sqrt() / 7.0).abs() < 1e-15);
     }
 
@@ -396,15 +428,19 @@ mod tests {
                         continue;
                     }
                     let w = real_wigner_3j(l1, l2, l3);
-                    let scale = (f64::from((2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1)) / (4.0 * PI)).sqrt()
-                        * wigner_3j(l1, l2, l3, 0, 0, 0).abs();
+                    let scale =
+                        (f64::from((2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1)) / (4.0 * PI)).sqrt()
+                            * wigner_3j(l1, l2, l3, 0, 0, 0).abs();
                     let mut at = w.iter();
                     for m1 in -(l1.cast_signed())..=l1.cast_signed() {
                         for m2 in -(l2.cast_signed())..=l2.cast_signed() {
                             for m3 in -(l3.cast_signed())..=l3.cast_signed() {
                                 let got = scale * at.next().unwrap();
                                 let want = gaunt_coefficient([l1, l2, l3], [m1, m2, m3]);
-                                assert!((got - want).abs() < 1e-13, "{l1}{l2}{l3} {m1} {m2} {m3}: {got} {want}");
+                                assert!(
+                                    (got - want).abs() < 1e-13,
+                                    "{l1}{l2}{l3} {m1} {m2} {m3}: {got} {want}"
+                                );
                             }
                         }
                     }
@@ -419,7 +455,11 @@ mod tests {
         let h = vector_coefficients(l1, l2, l3);
         let (d2, d3) = (dim(l2), dim(l3));
         // 1 x 1 -> 1: the integral of Y_z r.(grad Y_x x grad Y_y) is sqrt(3 / 4 pi)
-        assert!((h[(d2 + 2) * d3 + 3] - (0.75 / PI).sqrt()).abs() < 1e-13, "{}", h[(d2 + 2) * d3 + 3]);
+        assert!(
+            (h[(d2 + 2) * d3 + 3] - (0.75 / PI).sqrt()).abs() < 1e-13,
+            "{}",
+            h[(d2 + 2) * d3 + 3]
+        );
         for (at, &got) in h.iter().enumerate() {
             let [a, b, c] = [at / d3 / d2, at / d3 % d2, at % d3].map(degree_order);
             if (a.0 + b.0 + c.0) % 2 == 0 {
@@ -429,7 +469,8 @@ mod tests {
             // one factor for each triple of degrees
             let w = real_wigner_3j(a.0, b.0, c.0);
             let entry = |i: (u32, i32)| (i.1 + i.0.cast_signed()).unsigned_abs() as usize;
-            let w = w[(entry(a) * (2 * b.0 as usize + 1) + entry(b)) * (2 * c.0 as usize + 1) + entry(c)];
+            let w = w[(entry(a) * (2 * b.0 as usize + 1) + entry(b)) * (2 * c.0 as usize + 1)
+                + entry(c)];
             if w.abs() < 1e-12 {
                 assert!(got.abs() < 1e-12, "{a:?} {b:?} {c:?}: {got}");
             }

@@ -35,7 +35,8 @@ pub fn neighborhood_attention<const D: usize>(
 ) -> (Vec<f64>, Vec<f64>) {
     let s = shape;
     let [batch, heads, heads_kv, dim, dim_v, extra] =
-        [s.batch, s.heads, s.heads_kv, s.head_dim, s.head_dim_v, s.extra_tokens].map(|n| n as usize);
+        [s.batch, s.heads, s.heads_kv, s.head_dim, s.head_dim_v, s.extra_tokens]
+            .map(|n| n as usize);
     let tokens = s.spatial.iter().map(|&n| n as usize).product::<usize>();
     assert_eq!(x.q.len(), batch * tokens * heads * dim, "q");
     assert_eq!(x.k.len(), batch * tokens * heads_kv * dim, "k");
@@ -63,11 +64,13 @@ pub fn neighborhood_attention<const D: usize>(
                 let mut values: Vec<Option<&[f64]>> = Vec::new();
                 let count: usize = (0..D).map(|a| lists[a][at[a]].len()).product();
                 for i in 0..count {
-                    let within: [usize; D] = coordinates(i, std::array::from_fn(|a| lists[a][at[a]].len()));
+                    let within: [usize; D] =
+                        coordinates(i, std::array::from_fn(|a| lists[a][at[a]].len()));
                     let key: [i64; D] = std::array::from_fn(|a| lists[a][at[a]][within[a]]);
                     // a key off the map, where the border lets one be seen, is all zeros
                     let inside = (0..D).all(|a| (0..i64::from(s.spatial[a])).contains(&key[a]));
-                    let place = key.iter().zip(s.spatial).fold(0, |n, (&k, d)| n * i64::from(d) + k);
+                    let place =
+                        key.iter().zip(s.spatial).fold(0, |n, (&k, d)| n * i64::from(d) + k);
                     let row = |width: usize| {
                         let place = usize::try_from(place).expect("a key on the map");
                         let start = ((b * tokens + place) * heads_kv + head_kv) * width;
@@ -77,12 +80,14 @@ pub fn neighborhood_attention<const D: usize>(
                     // offsets in steps of the dilation, from 0 to 2 * kernel_size - 2
                     let offset: [usize; D] = std::array::from_fn(|a| {
                         let steps = (key[a] - at[a] as i64) / i64::from(op.dilation[a]);
-                        usize::try_from(steps + i64::from(op.kernel_size[a]) - 1).expect("an offset in the table")
+                        usize::try_from(steps + i64::from(op.kernel_size[a]) - 1)
+                            .expect("an offset in the table")
                     });
                     match op.bias {
                         RelativeBias::None => {}
                         RelativeBias::Table => {
-                            let entry = offset.iter().zip(spans).fold(0, |n, (&o, span)| n * span + o);
+                            let entry =
+                                offset.iter().zip(spans).fold(0, |n, (&o, span)| n * span + o);
                             score += x.bias[head * spans.iter().product::<usize>() + entry];
                         }
                         RelativeBias::Factorised { scaled } => {
@@ -105,7 +110,11 @@ pub fn neighborhood_attention<const D: usize>(
                 let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 out.extend((0..dim_v).map(|c| {
-                    let sum: f64 = weights.iter().zip(&values).filter_map(|(w, v)| Some(w * v.as_ref()?[c])).sum();
+                    let sum: f64 = weights
+                        .iter()
+                        .zip(&values)
+                        .filter_map(|(w, v)| Some(w * v.as_ref()?[c]))
+                        .sum();
                     sum / total
                 }));
                 lse.push(top + total.ln());

@@ -41,7 +41,8 @@ pub fn spherical_harmonics(lmax: u32, normalization: ShNormalization, r: &[f64])
 fn reduced_legendre(l: u32, m: u32, t: f64) -> f64 {
     let (mut before, mut p) = (0.0, (1..=m).map(|k| f64::from(2 * k - 1)).product::<f64>());
     for k in m + 1..=l {
-        let next = (f64::from(2 * k - 1) * t * p - f64::from(k + m - 1) * before) / f64::from(k - m);
+        let next =
+            (f64::from(2 * k - 1) * t * p - f64::from(k + m - 1) * before) / f64::from(k - m);
         (before, p) = (p, next);
     }
     // (l - m)! / (l + m)!
@@ -85,7 +86,13 @@ mod tests {
 
     #[test]
     fn sums_over_orders() {
-        for v in [[0.0, 1.0, 0.0], [0.0, -2.0, 0.0], [1e-9, 1.0, 1e-9], [0.4, 0.5, -0.6], [1.0, 0.0, 0.0]] {
+        for v in [
+            [0.0, 1.0, 0.0],
+            [0.0, -2.0, 0.0],
+            [1e-9, 1.0, 1e-9],
+            [0.4, 0.5, -0.6],
+            [1.0, 0.0, 0.0],
+        ] {
             for (norm, want) in [
                 (ShNormalization::Norm, 1.0),
                 (ShNormalization::Component, f64::NAN),
@@ -97,7 +104,9 @@ mod tests {
                     let want = match norm {
                         ShNormalization::Norm => want,
                         ShNormalization::Component => 2.0 * l as f64 + 1.0,
-                        ShNormalization::Integral => (2.0 * l as f64 + 1.0) / (4.0 * std::f64::consts::PI),
+                        ShNormalization::Integral => {
+                            (2.0 * l as f64 + 1.0) / (4.0 * std::f64::consts::PI)
+                        }
                     };
                     assert!((sum / want - 1.0).abs() < 1e-13, "{v:?} {norm:?} {l}: {sum}");
                 }

@@ -133,7 +133,8 @@ mod tests {
         for l in 1..=40u32 {
             for m in 1..=l.cast_signed() {
                 let sign = if (l.cast_signed() - m) % 2 == 0 { 1.0 } else { -1.0 };
-                let want = sign * f64::from(m) / (f64::from(l) * f64::from(l + 1) * f64::from(2 * l + 1)).sqrt();
+                let want = sign * f64::from(m)
+                    / (f64::from(l) * f64::from(l + 1) * f64::from(2 * l + 1)).sqrt();
                 assert!((wigner_3j(l, l, 1, m, -m, 0) / want - 1.0).abs() < 1e-13);
             }
         }
@@ -150,7 +151,10 @@ mod tests {
                     for m1 in -(l1.cast_signed())..=l1.cast_signed() {
                         sum += wigner_3j(l1, l2, l3, m1, -m3 - m1, m3).powi(2);
                     }
-                    assert!((sum * f64::from(2 * l3 + 1) - 1.0).abs() < 1e-13, "{l1} {l2} {l3} {m3}: {sum}");
+                    assert!(
+                        (sum * f64::from(2 * l3 + 1) - 1.0).abs() < 1e-13,
+                        "{l1} {l2} {l3} {m3}: {sum}"
+                    );
                 }
             }
         }
@@ -169,7 +173,9 @@ mod tests {
         // e3nn: w3j(1, 1, 1) = epsilon / sqrt(6)
         let w = real_wigner_3j(1, 1, 1);
         let h = 1.0 / 6.0f64.sqrt();
-        for (i, j, k, s) in [(0, 1, 2, h), (1, 2, 0, h), (2, 0, 1, h), (1, 0, 2, -h), (2, 1, 0, -h), (0, 2, 1, -h)] {
+        for (i, j, k, s) in
+            [(0, 1, 2, h), (1, 2, 0, h), (2, 0, 1, h), (1, 0, 2, -h), (2, 1, 0, -h), (0, 2, 1, -h)]
+        {
             assert!((w[(i * 3 + j) * 3 + k] - s).abs() < 1e-14, "{w:?}");
         }
     }

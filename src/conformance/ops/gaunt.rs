@@ -46,7 +46,11 @@ fn run<'a>(
     let [batch, channels, _] = x.layout.shape;
     let plan = options.plan(ctx, GauntShape { batch, channels })?;
     let z = poisoned(ctx, [batch, channels, (options.lmax_out + 1).pow(2)], options.dtype)?;
-    let scratch = Tensor::zeros(ctx, [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)], DType::F32)?;
+    let scratch = Tensor::zeros(
+        ctx,
+        [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)],
+        DType::F32,
+    )?;
     let args = GauntArgs {
         weight1: weights[0],
         weight2: weights[1],
@@ -83,7 +87,9 @@ fn normalization(name: &str) -> Result<ShNormalization, Stop> {
         "integral" => Ok(ShNormalization::Integral),
         "component" => Ok(ShNormalization::Component),
         "norm" => Ok(ShNormalization::Norm),
-        other => Err(Stop::Refused(format!("normalization: expected integral, component or norm, got {other}"))),
+        other => Err(Stop::Refused(format!(
+            "normalization: expected integral, component or norm, got {other}"
+        ))),
     }
 }
 
@@ -143,16 +149,28 @@ fn gaunt_conv(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     let (x_shape @ [edges, channels, _], x) = case.input::<3>("in.x")?;
     let (h_shape, h) = case.input::<2>("in.h")?;
     let (_, r) = case.input::<2>("in.r")?;
-    let options =
-        GauntConvolution { lmax1: p.lmax1, lmax2: p.lmax2, lmax_out: p.lmax_out, dtype, ..Default::default() };
+    let options = GauntConvolution {
+        lmax1: p.lmax1,
+        lmax2: p.lmax2,
+        lmax_out: p.lmax_out,
+        dtype,
+        ..Default::default()
+    };
     let plan = options.plan_messages(ctx, edges, channels)?;
     let (x, r) = (upload(ctx, x_shape, x, dtype)?, directions(ctx, r)?);
     let filter = upload(ctx, h_shape, h, DType::F32)?;
-    let shared =
-        Layout { shape: [edges, channels, p.lmax2 + 1], strides: [(p.lmax2 + 1).into(), 0, 1], offset: 0 };
+    let shared = Layout {
+        shape: [edges, channels, p.lmax2 + 1],
+        strides: [(p.lmax2 + 1).into(), 0, 1],
+        offset: 0,
+    };
     let y = poisoned(ctx, [edges, (p.lmax2 + 1).pow(2)], DType::F32)?;
     let messages = poisoned(ctx, [edges, channels, (p.lmax_out + 1).pow(2)], dtype)?;
-    let scratch = Tensor::zeros(ctx, [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)], DType::F32)?;
+    let scratch = Tensor::zeros(
+        ctx,
+        [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)],
+        DType::F32,
+    )?;
     let args = GauntConvolutionArgs {
         x: x.view(),
         r: r.view(),
@@ -165,21 +183,29 @@ fn gaunt_conv(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
     // the case's y is weighted already
     let weighted = poisoned(ctx, [edges, (p.lmax2 + 1).pow(2)], dtype)?;
-    let harmonics = SphericalHarmonics { lmax: p.lmax2, dtype, ..Default::default() }.plan(ctx, edges)?;
-    let args = SphericalHarmonicsArgs { r: r.view(), y: weighted.view(), weight: Some(filter.view()) };
+    let harmonics =
+        SphericalHarmonics { lmax: p.lmax2, dtype, ..Default::default() }.plan(ctx, edges)?;
+    let args =
+        SphericalHarmonicsArgs { r: r.view(), y: weighted.view(), weight: Some(filter.view()) };
     submit(ctx, |encoder| harmonics.encode(ctx, encoder, &args))?;
     Ok(vec![output(ctx, "out.y", &weighted)?, output(ctx, "out.z", &messages)?])
 }
 
 fn gaunt_many_body(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     let (shape @ [batch, channels, _], x) = case.input::<3>("in.x")?;
-    let (lmax, power, lmax_out) = (case.param_u32("L")?, case.param_u32("nu")?, case.param_u32("Lout")?);
+    let (lmax, power, lmax_out) =
+        (case.param_u32("L")?, case.param_u32("nu")?, case.param_u32("Lout")?);
     let options = GauntManyBody { dtype, ..GauntManyBody::power(lmax, power, lmax_out) };
     let plan = options.plan(ctx, GauntShape { batch, channels })?;
     let x = upload(ctx, shape, x, dtype)?;
     let z = poisoned(ctx, [batch, channels, (lmax_out + 1).pow(2)], dtype)?;
-    let scratch = Tensor::zeros(ctx, [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)], DType::F32)?;
-    let args = GauntManyBodyArgs { inputs: &[x.view()], z: z.view(), scratch: Some(scratch.buffer()) };
+    let scratch = Tensor::zeros(
+        ctx,
+        [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)],
+        DType::F32,
+    )?;
+    let args =
+        GauntManyBodyArgs { inputs: &[x.view()], z: z.view(), scratch: Some(scratch.buffer()) };
     submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
     Ok(vec![output(ctx, "out.z", &z)?])
 }
@@ -208,7 +234,11 @@ fn s2grid(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     let plan = grid.plan(ctx, GauntShape { batch, channels })?;
     let x = upload(ctx, shape, x, dtype)?;
     let f = poisoned(ctx, [batch, channels, grid.n_beta, grid.n_alpha], dtype)?;
-    let scratch = Tensor::zeros(ctx, [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)], DType::F32)?;
+    let scratch = Tensor::zeros(
+        ctx,
+        [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)],
+        DType::F32,
+    )?;
     submit(ctx, |encoder| {
         let mut pass = encoder.begin_compute_pass(&Default::default());
         plan.sh_to_grid(ctx, &mut pass, x.view(), f.view(), scratch.buffer())
@@ -229,7 +259,8 @@ fn s2grid(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
 fn sh_to_fourier(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     let (shape @ [batch, channels, _], x) = case.input::<3>("in.x")?;
     let lmax = case.param_u32("L")?;
-    let plan = SphereFourier { lmax, band: lmax, dtype }.plan(ctx, GauntShape { batch, channels })?;
+    let plan =
+        SphereFourier { lmax, band: lmax, dtype }.plan(ctx, GauntShape { batch, channels })?;
     let x = upload(ctx, shape, x, dtype)?;
     let side = 2 * lmax + 1;
     let c = poisoned(ctx, [batch, channels, side, side, 2], dtype)?;
@@ -274,13 +305,20 @@ fn cg_coeffs(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
                 let row = (l1 * l1 + i) * n + l2 * l2 + j;
                 let from = (row * width + path.start) as usize;
                 let scale = f64::from(n3).sqrt();
-                w.extend(all[from..from + n3 as usize].iter().map(|v| (f64::from(*v) / scale) as f32));
+                w.extend(
+                    all[from..from + n3 as usize].iter().map(|v| (f64::from(*v) / scale) as f32),
+                );
             }
         }
-        outputs.push(Output { name: format!("out.w3j_{l1}_{l2}_{l3}"), shape: vec![n1, n2, n3], data: w });
+        outputs.push(Output {
+            name: format!("out.w3j_{l1}_{l2}_{l3}"),
+            shape: vec![n1, n2, n3],
+            data: w,
+        });
         let degrees = f64::from(n1) * f64::from(n2) * f64::from(n3) / (4.0 * std::f64::consts::PI);
         let symbol = reference::wigner_3j(l1, l2, l3, 0, 0, 0).abs();
-        ratio[((l1 * (lmax + 1) + l2) * (2 * lmax + 1) + l3) as usize] = (degrees.sqrt() * symbol) as f32;
+        ratio[((l1 * (lmax + 1) + l2) * (2 * lmax + 1) + l3) as usize] =
+            (degrees.sqrt() * symbol) as f32;
     }
     let shape = vec![lmax + 1, lmax + 1, 2 * lmax + 1];
     outputs.push(Output { name: "out.gaunt_over_w3j".into(), shape, data: ratio });
