@@ -126,11 +126,6 @@ impl SphericalHarmonics {
             );
         }
         for m in 0..=lmax {
-            // K_mm times the factors of the monic recurrence, in f64
-            let mut factor = (0.25 / std::f64::consts::PI).sqrt();
-            for k in 1..=m {
-                factor *= (f64::from(2 * k + 1) / f64::from(2 * k)).sqrt();
-            }
             // normalised: T_l = a_l (y T_(l-1) - T_(l-2) / a_(l-1)), a_l = sqrt((4 l^2 - 1) / (l^2 - m^2))
             let a = |l: u32| {
                 let (l2, m2) = (f64::from(l) * f64::from(l), f64::from(m) * f64::from(m));
@@ -139,7 +134,7 @@ impl SphericalHarmonics {
             for l in m..=lmax {
                 let name = format!("p{l}_{m}");
                 let _ = match l - m {
-                    0 => writeln!(body, "let {name} = {};", literal(factor)),
+                    0 => writeln!(body, "let {name} = 1.0;"),
                     1 => writeln!(body, "let {name} = {} * v.y * p{}_{m};", literal(a(l)), l - 1),
                     _ => writeln!(
                         body,
@@ -152,6 +147,11 @@ impl SphericalHarmonics {
                 };
             }
         }
+        // N_mm (2 m - 1)!!, the first of each order
+        let start = |m: u32| {
+            let ratio = |k: u32| f64::from(2 * k + 1) / f64::from(2 * k);
+            ((1..=m).map(ratio).product::<f64>() * 0.25 / std::f64::consts::PI).sqrt()
+        };
         let mut value = Vec::new();
         for l in 0..=lmax {
             let scale = self.normalization.factor(l);
@@ -167,7 +167,7 @@ impl SphericalHarmonics {
                     std::cmp::Ordering::Greater => (format!(" * re{m}"), std::f64::consts::SQRT_2),
                 };
                 let live = if l == 0 { "" } else { " * live" };
-                value.push(format!("{} * p{l}_{m}{t} * s{l}{live}", literal(scale * c)));
+                value.push(format!("{} * p{l}_{m}{t} * s{l}{live}", literal(scale * start(m) * c)));
             }
         }
         if vec4 {

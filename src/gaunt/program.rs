@@ -105,10 +105,8 @@ pub(crate) struct Field {
 pub(crate) struct Text {
     /// Statements from the inputs `x0_5`, ... to the outputs `z5`, ...
     pub(crate) body: String,
-    /// Rows of the colatitude table, where the loop over parallels is kept: `[pairs, row_len]`.
+    /// Rows of the colatitude table, one for each pair, where the loop over parallels is kept.
     pub(crate) table: Vec<f32>,
-    /// Elements in a row of the table, a multiple of four times `lanes`.
-    pub(crate) row_len: u32,
 }
 
 /// How the loop over parallels reads its constants.
@@ -272,7 +270,7 @@ impl Program {
             }
             body.push_str(" }\n");
         }
-        Text { body, table: Vec::new(), row_len: 0 }
+        Text { body, table: Vec::new() }
     }
 
     /// Writes the arithmetic.
@@ -297,7 +295,7 @@ impl Program {
             Constants::Broadcast { lanes } => lanes,
             _ => 1,
         };
-        let (mut table, mut row_len) = (Vec::new(), 0);
+        let mut table = Vec::new();
         if constants == Constants::Literal {
             for pair in 0..nodes.pairs {
                 let _ = writeln!(body, "{{ // parallels {pair} and {}", 2 * nodes.pairs - 1 - pair);
@@ -316,7 +314,6 @@ impl Program {
             self.pair(&mut inner, &fields, &out, &mut |c| used.name(c), nodes.quarter);
             #[expect(clippy::cast_possible_truncation, reason = "a few thousand columns at most")]
             let quads = (used.list.len() as u32).div_ceil(4).next_multiple_of(lanes);
-            row_len = quads * 4;
             let _ = writeln!(body, "for (var pair = 0u; pair < {}u; pair++) {{", nodes.pairs);
             let live = used.list.len().div_ceil(4);
             match constants {
@@ -344,7 +341,7 @@ impl Program {
             for pair in 0..nodes.pairs {
                 let mut row: Vec<f32> =
                     used.list.iter().map(|&c| to_f32(columns.value(c, pair))).collect();
-                row.resize(row_len as usize, 0.0);
+                row.resize(quads as usize * 4, 0.0);
                 table.extend(row);
             }
         }
@@ -354,7 +351,7 @@ impl Program {
         for k in (self.live_out() + 1).pow(2)..(self.lmax_out + 1).pow(2) {
             let _ = writeln!(body, "let z{k} = 0.0;");
         }
-        Text { body, table, row_len }
+        Text { body, table }
     }
 
     /// The output's accumulators: those of the coefficients, or of the product's Fourier series.
@@ -400,90 +397,120 @@ impl Program {
                         .collect();
                     (!sum.is_empty()).then(|| products(&sum))
                 };
-                let _ = match (part(true), part(false)) {
-                    (Some(e), Some(o)) => writeln!(
+                for (part, sum) in [("e", part(true)), ("o", part(false))] {
+                    if let Some(sum) = sum {
+                        let _ = writeln!(body, "let {name}{part} = {sum};");
+                    }
+                }
+            });
+        }
+        // whether an order has terms symmetric, and antisymmetric, about the equator
+        let parts = |terms: &[Term]| [true, false].map(|s| terms.iter().any(|t| t.symmetric == s));
+        for field in fields {
+            field.orders(|m, sign, terms| {
+                let name = format!("{}{sign}{m}", field.name);
+                let _ = match parts(terms) {
+                    [true, true] => writeln!(
                         body,
-                        "let {name}e = {e}; let {name}o = {o}; let {name}n = {name}e + {name}o; let {name}p = {name}e - {name}o;"
+                        "let {name}n = {name}e + {name}o; let {name}p = {name}e - {name}o;"
                     ),
-                    (Some(e), None) => writeln!(body, "let {name}n = {e}; let {name}p = {name}n;"),
-                    (None, Some(o)) => writeln!(body, "let {name}n = {o}; let {name}p = -{name}n;"),
-                    (None, None) => writeln!(body, "let {name}n = 0.0; let {name}p = 0.0;"),
+                    [true, false] => {
+                        writeln!(body, "let {name}n = {name}e; let {name}p = {name}e;")
+                    }
+                    [false, true] => {
+                        writeln!(body, "let {name}n = {name}o; let {name}p = -{name}o;")
+                    }
+                    [false, false] => writeln!(body, "let {name}n = 0.0; let {name}p = 0.0;"),
                 };
             });
         }
+        for side in ["n", "p"] {
+            self.parallel(body, fields, out, side, quarter);
+        }
+        out.orders(|m, sign, _| {
+            let h = format!("h{sign}{m}");
+            let _ = writeln!(body, "let {h}e = {h}n + {h}p; let {h}o = {h}n - {h}p;");
+        });
+        let weight = constant(Column::Weight);
+        out.orders(|m, sign, terms| {
+            let h = format!("h{sign}{m}");
+            for (part, present) in ["e", "o"].into_iter().zip(parts(terms)) {
+                if present {
+                    let _ = writeln!(body, "let {h}{part}w = {weight} * {h}{part};");
+                }
+            }
+            for term in terms {
+                let part = if term.symmetric { "e" } else { "o" };
+                let z = &term.coefficient;
+                let _ = writeln!(body, "{z} = fma({}, {h}{part}w, {z});", constant(term.column));
+            }
+        });
+    }
+
+    /// One parallel: from the orders of the fields, `f0c3n` and so on, to those of their product,
+    /// `hc3n` and so on; `side` is the last letter.
+    fn parallel(
+        &self,
+        body: &mut String,
+        fields: &[Field],
+        out: &Field,
+        side: &str,
+        quarter: u32,
+    ) {
         let trig = |m: u32, j: u32, cos: bool| longitude(m, cos, j, quarter);
         for j in 0..quarter {
-            for side in ["n", "p"] {
-                // folded over the four longitudes: (cos even, cos odd, sin even, sin odd)
-                let _ = writeln!(body, "var g{j}{side}: vec4<f32>;\n{{");
-                for field in fields {
-                    let f = &field.name;
-                    let sum = |cos: bool, odd: u32| {
-                        let orders = (if cos { 0 } else { 1 })..field.cos.len();
-                        let terms: Vec<(String, String)> = orders
-                            .map(|m| u32::try_from(m).unwrap_or(0))
-                            .filter(|m| m % 2 == odd)
-                            .map(|m| {
-                                let name = format!("{f}{}{m}{side}", if cos { "c" } else { "s" });
-                                (
-                                    if m == 0 { String::new() } else { literal(trig(m, j, cos)) },
-                                    name,
-                                )
-                            })
-                            .collect();
-                        products(&terms)
-                    };
-                    let _ = writeln!(
-                        body,
-                        "let {f}ce = {}; let {f}co = {}; let {f}se = {}; let {f}so = {};",
-                        sum(true, 0),
-                        sum(true, 1),
-                        sum(false, 0),
-                        sum(false, 1)
-                    );
-                    let _ = writeln!(
-                        body,
-                        "let {f}v = vec4<f32>({f}ce + {f}co + ({f}se + {f}so), {f}ce + {f}co - ({f}se + {f}so), \
-                         {f}ce - {f}co - ({f}se - {f}so), {f}ce - {f}co + ({f}se - {f}so));"
-                    );
-                }
-                let _ = writeln!(body, "let p = {};", self.combined());
+            // folded over the four longitudes: (cos even, cos odd, sin even, sin odd)
+            let _ = writeln!(body, "var g{j}{side}: vec4<f32>;\n{{");
+            for field in fields {
+                let f = &field.name;
+                let sum = |cos: bool, odd: u32| {
+                    let terms: Vec<(String, String)> = (if cos { 0 } else { 1 }..field.cos.len())
+                        .map(|m| u32::try_from(m).unwrap_or(0))
+                        .filter(|m| m % 2 == odd)
+                        .map(|m| {
+                            let name = format!("{f}{}{m}{side}", if cos { "c" } else { "s" });
+                            let factor =
+                                if m == 0 { String::new() } else { literal(trig(m, j, cos)) };
+                            (factor, name)
+                        })
+                        .collect();
+                    products(&terms)
+                };
                 let _ = writeln!(
                     body,
-                    "g{j}{side} = vec4<f32>((p.x + p.y) + (p.z + p.w), (p.x + p.y) - (p.z + p.w), \
-                     (p.x - p.y) + (p.w - p.z), (p.x - p.y) - (p.w - p.z));\n}}"
+                    "let {f}ce = {}; let {f}co = {}; let {f}se = {}; let {f}so = {};",
+                    sum(true, 0),
+                    sum(true, 1),
+                    sum(false, 0),
+                    sum(false, 1)
+                );
+                let _ = writeln!(
+                    body,
+                    "let {f}v = vec4<f32>({f}ce + {f}co + ({f}se + {f}so), {f}ce + {f}co - ({f}se + {f}so), \
+                     {f}ce - {f}co - ({f}se - {f}so), {f}ce - {f}co + ({f}se - {f}so));"
                 );
             }
+            let _ = writeln!(body, "let p = {};", self.combined());
+            let _ = writeln!(
+                body,
+                "g{j}{side} = vec4<f32>((p.x + p.y) + (p.z + p.w), (p.x + p.y) - (p.z + p.w), \
+                 (p.x - p.y) + (p.w - p.z), (p.x - p.y) - (p.w - p.z));\n}}"
+            );
         }
-        out.orders(|m, sign, terms| {
+        out.orders(|m, sign, _| {
             let component = match (sign, m % 2) {
                 ('c', 0) => "x",
                 ('c', _) => "y",
                 (_, 0) => "z",
                 _ => "w",
             };
-            let sum = |side: &str| {
-                let terms = (0..quarter).map(|j| {
-                    let factor =
-                        if m == 0 { String::new() } else { literal(trig(m, j, sign == 'c')) };
-                    (factor, format!("g{j}{side}.{component}"))
-                });
-                products(&terms.collect::<Vec<_>>())
-            };
-            let name = format!("h{sign}{m}");
-            let _ = writeln!(body, "let {name}n = {}; let {name}p = {};", sum("n"), sum("p"));
-            let weight = constant(Column::Weight);
-            if terms.iter().any(|t| t.symmetric) {
-                let _ = writeln!(body, "let {name}e = {weight} * ({name}n + {name}p);");
-            }
-            if terms.iter().any(|t| !t.symmetric) {
-                let _ = writeln!(body, "let {name}o = {weight} * ({name}n - {name}p);");
-            }
-            for term in terms {
-                let part = if term.symmetric { "e" } else { "o" };
-                let z = &term.coefficient;
-                let _ = writeln!(body, "{z} = fma({}, {name}{part}, {z});", constant(term.column));
-            }
+            let terms = (0..quarter).map(|j| {
+                let factor =
+                    if m == 0 { String::new() } else { literal(trig(m, j, sign == 'c')) };
+                (factor, format!("g{j}{side}.{component}"))
+            });
+            let sum = products(&terms.collect::<Vec<_>>());
+            let _ = writeln!(body, "let h{sign}{m}{side} = {sum};");
         });
     }
 
