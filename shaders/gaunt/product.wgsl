@@ -11,8 +11,8 @@ const WORKGROUP: u32 = 64u; // @spec
 struct Params {
     count: u32,
     channels: u32,
-    first: u32,
-    pad: u32,
+    pad0: u32,
+    pad1: u32,
     rows: array<vec4<u32>, 8>,
     weights: array<vec4<u32>, 8>,
 }

@@ -86,8 +86,7 @@ pub(crate) struct Operand<'a> {
 struct Params {
     count: u32,
     channels: u32,
-    first: u32,
-    pad: u32,
+    pad: [u32; 2],
     rows: [[u32; 4]; 8],
     weights: [[u32; 4]; 8],
 }
@@ -255,9 +254,7 @@ impl Fused {
                     writeln!(store, "z_store4(out + {}u, vec4<f32>({}));", 4 * k, four.join(", "));
             }
         } else {
-            for (k, one) in value.iter().enumerate() {
-                let _ = writeln!(store, "z_store(out + {k}u, {one});");
-            }
+            store.push_str(&store_each("z", self.dtype, &value));
         }
     }
 
@@ -283,8 +280,13 @@ impl Fused {
             need: count,
             limit: u32::MAX.into(),
         })?;
-        let mut params =
-            Params { count, channels, first: 0, pad: 0, rows: [[0; 4]; 8], weights: [[0; 4]; 8] };
+        let mut params = Params {
+            count,
+            channels,
+            pad: [0; 2],
+            rows: [[0; 4]; 8],
+            weights: [[0; 4]; 8],
+        };
         let place = |view: &TensorView<'_, 3>, bound: &Bound<'_>| {
             let [b, c, _] = view.strides_u32();
             [b, c, bound.offset, 0]
@@ -362,6 +364,47 @@ fn default_constants(caps: &crate::Caps, program: &Program) -> Constants {
         }
         _ => Constants::Uniform,
     }
+}
+
+/// Stores of a row that may start anywhere. Of 16-bit elements, two make a word: all words but the
+/// first and last belong to this row alone and are stored whole, by the parity of the row's start;
+/// the halves at the ends go through `NAME_store`, which spares the neighbour's half.
+pub(crate) fn store_each(name: &str, dtype: DType, value: &[String]) -> String {
+    let mut text = String::new();
+    let n = value.len();
+    if dtype == DType::F32 || n < 4 {
+        for (k, one) in value.iter().enumerate() {
+            let _ = writeln!(text, "{name}_store(out + {k}u, {one});");
+        }
+        return text;
+    }
+    let encode = if dtype == DType::F16 { "encode1_f16" } else { "encode1_bf16" };
+    text.push_str("let odd = (out & 1u) == 1u;\nlet word = (out + 1u) >> 1u;\n");
+    for (k, one) in value.iter().enumerate() {
+        let _ = writeln!(text, "let e{k} = {one};\nlet h{k} = {encode}(e{k});");
+    }
+    for k in 0..(n - 1) / 2 {
+        let (a, b, c) = (2 * k, 2 * k + 1, 2 * k + 2);
+        let _ = writeln!(
+            text,
+            "atomicStore(&{name}[word + {k}u], select(h{a}, h{b}, odd) | (select(h{b}, h{c}, odd) << 16u));"
+        );
+    }
+    let last = n - 1;
+    if n % 2 == 1 {
+        let _ = writeln!(
+            text,
+            "{name}_store(out + select({last}u, 0u, odd), select(e{last}, e0, odd));"
+        );
+    } else {
+        let before = n - 2;
+        let _ = writeln!(
+            text,
+            "{name}_store(out + select({before}u, 0u, odd), select(e{before}, e0, odd));\n\
+             {name}_store(out + {last}u, e{last});"
+        );
+    }
+    text
 }
 
 /// Generated text lives as long as the process: one for each shape used, some hundred KB at most.

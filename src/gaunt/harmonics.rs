@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{ShNormalization, check_degree, fused::interned, program::literal};
+use super::{ShNormalization, check_degree, fused::{interned, store_each}, program::literal};
 use crate::{
     Context, DType, Error, Result, Tensor, TensorView,
     dispatch::{Resource, dispatch, distinct_outputs, fold},
@@ -176,9 +176,7 @@ impl SphericalHarmonics {
                     writeln!(body, "y_store4(out + {}u, vec4<f32>({}));", 4 * k, four.join(", "));
             }
         } else {
-            for (k, one) in value.iter().enumerate() {
-                let _ = writeln!(body, "y_store(out + {k}u, {one});");
-            }
+            body.push_str(&store_each("y", self.dtype, &value));
         }
         body
     }
