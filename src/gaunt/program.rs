@@ -105,10 +105,9 @@ pub(crate) struct Field {
 pub(crate) struct Text {
     /// Statements from the inputs `x0_5`, ... to the outputs `z5`, ...
     pub(crate) body: String,
-    /// Rows of the colatitude table, where the loop over parallels is kept: `[pairs, row_len]`.
+    /// Rows of the colatitude table, where the loop over parallels is kept, each a multiple of four
+    /// times `lanes` long.
     pub(crate) table: Vec<f32>,
-    /// Elements in a row of the table, a multiple of four times `lanes`.
-    pub(crate) row_len: u32,
 }
 
 /// How the loop over parallels reads its constants.
@@ -272,7 +271,7 @@ impl Program {
             }
             body.push_str(" }\n");
         }
-        Text { body, table: Vec::new(), row_len: 0 }
+        Text { body, table: Vec::new() }
     }
 
     /// Writes the arithmetic.
@@ -297,7 +296,7 @@ impl Program {
             Constants::Broadcast { lanes } => lanes,
             _ => 1,
         };
-        let (mut table, mut row_len) = (Vec::new(), 0);
+        let mut table = Vec::new();
         if constants == Constants::Literal {
             for pair in 0..nodes.pairs {
                 let _ = writeln!(body, "{{ // parallels {pair} and {}", 2 * nodes.pairs - 1 - pair);
@@ -316,7 +315,6 @@ impl Program {
             self.pair(&mut inner, &fields, &out, &mut |c| used.name(c), nodes.quarter);
             #[expect(clippy::cast_possible_truncation, reason = "a few thousand columns at most")]
             let quads = (used.list.len() as u32).div_ceil(4).next_multiple_of(lanes);
-            row_len = quads * 4;
             let _ = writeln!(body, "for (var pair = 0u; pair < {}u; pair++) {{", nodes.pairs);
             let live = used.list.len().div_ceil(4);
             match constants {
@@ -344,17 +342,17 @@ impl Program {
             for pair in 0..nodes.pairs {
                 let mut row: Vec<f32> =
                     used.list.iter().map(|&c| to_f32(columns.value(c, pair))).collect();
-                row.resize(row_len as usize, 0.0);
+                row.resize(quads as usize * 4, 0.0);
                 table.extend(row);
             }
         }
         if self.sampling == Sampling::Fourier {
-            self.from_fourier(&mut body);
+            self.project_fourier(&mut body);
         }
         for k in (self.live_out() + 1).pow(2)..(self.lmax_out + 1).pow(2) {
             let _ = writeln!(body, "let z{k} = 0.0;");
         }
-        Text { body, table, row_len }
+        Text { body, table }
     }
 
     /// The output's accumulators: those of the coefficients, or of the product's Fourier series.
@@ -488,7 +486,7 @@ impl Program {
     }
 
     /// Coefficients of the output from the product's Fourier series.
-    fn from_fourier(&self, body: &mut String) {
+    fn project_fourier(&self, body: &mut String) {
         for l in 0..=self.live_out() {
             for m in 0..=l {
                 let back = series_projection(l, m, self.degree());
@@ -590,7 +588,7 @@ pub(crate) fn series_projection(l: u32, m: u32, degree: u32) -> Vec<f64> {
                 .zip(&c)
                 .map(|(u, c)| {
                     let (difference, sum) = (half_range(u - s), half_range(u + s));
-                    0.5 * c * if m % 2 == 0 { difference + sum } else { difference - sum }
+                    0.5 * c * if m.is_multiple_of(2) { difference + sum } else { difference - sum }
                 })
                 .sum();
             2.0 * PI * sum
