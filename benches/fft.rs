@@ -1,5 +1,6 @@
 //! Transforms side by side with rustfft on the same processor, all threads of rayon. Ratios count:
 //! both are timed in the same run, turn about. `cargo test --benches` runs one of each.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 use rayon::prelude::*;
 use rustfft::{FftPlanner, num_complex::Complex};

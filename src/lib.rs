@@ -17,6 +17,8 @@ pub mod neighborhood;
 pub mod reference;
 mod shader;
 mod tensor;
+#[cfg(test)]
+mod test_support;
 
 pub use caps::{Caps, Tier};
 pub use context::Context;

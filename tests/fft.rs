@@ -1,4 +1,5 @@
 //! The Fourier transform on every adapter present, against rustfft in f64 and the DFT sum.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 mod common;
 

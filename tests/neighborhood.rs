@@ -1,4 +1,5 @@
 //! Neighborhood attention on every adapter present, against the f64 reference.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 use tilewise::{
     Context, DType, Tensor, Tier,

@@ -400,8 +400,8 @@ impl Variant {
                 })
                 .collect();
             if points {
-                for lane in 0..lanes as usize {
-                    let (x, y) = (&transposed[0][lane], &transposed[1][lane]);
+                let pairs = transposed[0].iter().zip(&transposed[1]).take(lanes as usize);
+                for (lane, (x, y)) in pairs.enumerate() {
                     for (j, half) in [(2 * lane, "xy"), (2 * lane + 1, "zw")] {
                         let _ = writeln!(
                             out,
@@ -516,7 +516,7 @@ impl Variant {
                 let _ = writeln!(
                     out,
                     "    shared_points[base + ((s{s}_to + {}u){half})] = {x};",
-                    j as u32 * p
+                    u32::try_from(j).unwrap_or(u32::MAX) * p
                 );
             }
         }

@@ -795,18 +795,11 @@ fn numbers<'a>(view: &TensorView<'a, 4>, bound: Bound<'a>) -> (Resource<'a>, Str
 }
 
 #[cfg(test)]
-#[path = "../../tests/common/reflect.rs"]
-mod reflect;
-
-#[cfg(test)]
-#[path = "../../tests/common/uniformity.rs"]
-mod uniformity;
-
-#[cfg(test)]
 mod tests {
     use std::mem::offset_of;
 
     use super::*;
+    use crate::test_support::{reflect, uniformity};
 
     #[test]
     fn params_match_the_shader() {

@@ -377,7 +377,8 @@ fn factors(n: u32, most: u32, allowed: &dyn Fn(u32) -> bool) -> Option<Vec<u32>>
             if d < 2
                 || d > most
                 || !n.is_multiple_of(d)
-                || u64::from(d).saturating_pow(count as u32) < u64::from(n)
+                || u64::from(d).saturating_pow(u32::try_from(count).unwrap_or(u32::MAX))
+                    < u64::from(n)
             {
                 continue;
             }
@@ -430,7 +431,7 @@ mod tests {
         x: &[(f64, f64)],
         r: usize,
         p: usize,
-        inner: &dyn Fn(&[(f64, f64)]) -> Vec<(f64, f64)>,
+        inner: impl Fn(&[(f64, f64)]) -> Vec<(f64, f64)>,
     ) -> Vec<(f64, f64)> {
         let m = x.len() / r;
         let mut y = vec![(f64::NAN, f64::NAN); x.len()];
@@ -448,10 +449,10 @@ mod tests {
         let mut x = x.to_vec();
         for pass in passes {
             assert_eq!(pass.m * pass.radix, u32::try_from(x.len()).unwrap());
-            x = stockham(&x, pass.radix as usize, pass.p as usize, &|row| {
+            x = stockham(&x, pass.radix as usize, pass.p as usize, |row: &[(f64, f64)]| {
                 let (mut row, mut p) = (row.to_vec(), 1);
                 for &r in &pass.stages {
-                    row = stockham(&row, r as usize, p, &dft);
+                    row = stockham(&row, r as usize, p, dft);
                     p *= r as usize;
                 }
                 row

@@ -42,7 +42,7 @@ pub(crate) fn exponents(r: u32) -> Vec<u32> {
 
 /// `vec4`s that the stage of radix `r` reads for one butterfly, or pair of them.
 pub(crate) fn entries(r: u32, pairing: Pairing) -> u32 {
-    let count = exponents(r).len() as u32;
+    let count = u32::try_from(exponents(r).len()).unwrap_or(u32::MAX);
     if pairing == Pairing::Points { count } else { count.div_ceil(2) }
 }
 
@@ -56,7 +56,7 @@ impl Tables {
         if let Some(&start) = self.known.get(&kind) {
             return start;
         }
-        let start = self.data.len() as u32;
+        let start = u32::try_from(self.data.len()).unwrap_or(u32::MAX);
         #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
         self.data.extend(make().into_iter().map(|(re, im)| [re as f32, im as f32]));
         if self.data.len() % 2 == 1 {
@@ -167,7 +167,7 @@ impl Tables {
 fn chirp(j: u32, n: u32) -> (f64, f64) {
     // j^2 mod 2n: exact where j^2 as a float would not be
     let e = u64::from(j) * u64::from(j) % (2 * u64::from(n));
-    root(e as usize, 2 * n as usize)
+    root(usize::try_from(e).unwrap_or(usize::MAX), 2 * n as usize)
 }
 
 /// A transform in f64 by Stockham stages of prime radix, for tables only.

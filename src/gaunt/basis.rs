@@ -96,7 +96,7 @@ pub(crate) fn theta_fourier(l: u32, m: u32) -> Vec<f64> {
     let d = |u: i32, m: u32| quarter_turn(l, u, m.cast_signed());
     let scale = (f64::from(2 * l + 1) / (4.0 * PI)).sqrt();
     // i^m, over i for odd m
-    let sign = if m / 2 % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = if (m / 2).is_multiple_of(2) { 1.0 } else { -1.0 };
     let l = l.cast_signed();
     (-l..=l).map(|u| sign * scale * d(u, m) * d(u, 0)).collect()
 }

@@ -497,7 +497,7 @@ impl SphereFourierPlan {
         x.expect(TORUS, "x", [s.batch, s.channels, (o.lmax + 1).pow(2)], o.dtype)?;
         c.expect(TORUS, "c", [s.batch, s.channels, side, side, 2], o.dtype)?;
         let [sb, sc, su, sv, sp] = c.layout.strides;
-        let contiguous = (su == 2 * u64::from(side) || side == 1) && (sv == 2 || side == 1);
+        let contiguous = side == 1 || (su == 2 * u64::from(side) && sv == 2);
         if !contiguous {
             return Err(Error::Strides {
                 op: TORUS,

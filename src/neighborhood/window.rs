@@ -26,6 +26,7 @@ impl Axis {
         self.tokens.div_ceil(self.dilation)
     }
 
+    #[cfg(test)]
     /// Tokens of group `group`: the first `tokens % dilation` groups have one more.
     pub(crate) fn group_length(&self, group: u32) -> u32 {
         self.tokens / self.dilation + u32::from(group < self.tokens % self.dilation)

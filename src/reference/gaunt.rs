@@ -491,7 +491,7 @@ mod tests {
         }
         let inversion = rotation_matrix(5, &[-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0]);
         for i in 0..n {
-            let sign = if degree_order(i).0 % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = if degree_order(i).0.is_multiple_of(2) { 1.0 } else { -1.0 };
             assert!((inversion[i * n + i] - sign).abs() < 1e-12);
         }
     }
