@@ -115,11 +115,15 @@ want() {
 command -v cc >/dev/null || want "a C linker" "gcc libc6-dev" "gcc glibc-devel"
 have_certificates || want "a set of root certificates" ca-certificates ca-certificates
 have_vulkan || want "a Vulkan driver" "mesa-vulkan-drivers libvulkan1" "mesa-vulkan-drivers vulkan-loader"
-if [ "$swiftshader" = true ]; then
-    have_swiftshader || want "SwiftShader" chromium chromium
+if [ "$swiftshader" = true ] && ! have_swiftshader; then
+    if grep -qs '^ID=ubuntu' /etc/os-release; then
+        say "SwiftShader is passed over: Ubuntu's chromium is a snap, without the driver's files"
+    else
+        want "SwiftShader" chromium chromium
+    fi
 fi
 if [ "$gl" = true ]; then
-    have_gl || want "Mesa's OpenGL" "libegl1 libegl-mesa0 libgl1-mesa-dri libgles2" "mesa-libEGL mesa-dri-drivers mesa-libGLES"
+    have_gl || want "Mesa's OpenGL" "libegl1 libegl-mesa0 libgl1-mesa-dri libgles2" "mesa-libEGL mesa-dri-drivers libglvnd-gles"
 fi
 
 if [ ${#packages[@]} -eq 0 ]; then

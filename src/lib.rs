@@ -9,11 +9,16 @@ mod context;
 mod dispatch;
 mod element;
 mod error;
+pub mod fft;
+pub mod gaunt;
 pub mod linear_attention;
 pub mod measure;
+pub mod neighborhood;
 pub mod reference;
 mod shader;
 mod tensor;
+#[cfg(test)]
+mod test_support;
 
 pub use caps::{Caps, Tier};
 pub use context::Context;

@@ -1,12 +1,14 @@
 //! From a kernel file and its constants to a compiled pipeline.
 //!
-//! A kernel is a plain WGSL file with three kinds of marked lines, each valid WGSL as it stands:
+//! A kernel is a plain WGSL file with four kinds of marked lines, each valid WGSL as it stands:
 //!
 //! - `const HEAD_DIM: u32 = 64u; // @spec`, or `alias NAME = ...; // @spec`: the value is replaced.
 //! - `@group(0) @binding(1) var<storage, read> q: ... // @tensor`: the line is written again for
 //!   the tensor's element type and alignment, see [`TensorDecl`]. An absent optional tensor leaves
 //!   no binding; bindings are numbered in the order of their lines.
 //! - `// @unroll NAME` ... `// @end`: see [`unroll`].
+//! - `// @generate NAME` ... `// @end`: the lines between, an example, are replaced by the text that
+//!   the host gives as the value of `NAME`.
 //!
 //! Files of `shaders/lib` follow the kernel (WGSL needs no order), so that line numbers in
 //! messages are the kernel's own.
@@ -34,8 +36,12 @@ macro_rules! source {
 pub(crate) use source;
 
 /// Files of pure functions, appended where a kernel names them.
-const LIBS: &[Source] =
-    &[source!("lib/element.wgsl"), source!("lib/index.wgsl"), source!("lib/linear.wgsl")];
+const LIBS: &[Source] = &[
+    source!("lib/element.wgsl"),
+    source!("lib/index.wgsl"),
+    source!("lib/linear.wgsl"),
+    source!("lib/window.wgsl"),
+];
 
 /// One kernel specialised: everything that changes its WGSL, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +78,8 @@ impl Key {
     /// File, entry point and constants, for profilers and messages.
     pub(crate) fn label(&self) -> String {
         let mut label = format!("{}:{}", self.source.path.trim_end_matches(".wgsl"), self.entry);
-        for (name, value) in &self.spec {
+        // generated text, which has many lines, is no part of a label
+        for (name, value) in self.spec.iter().filter(|(_, value)| !value.contains('\n')) {
             let _ = write!(label, " {name}={value}");
         }
         for (name, decl) in &self.tensors {
@@ -104,6 +111,8 @@ pub(crate) fn specialize(
 ) -> String {
     let (mut specs_seen, mut tensors_seen, mut binding) = (0, 0, 0);
     let mut out = String::with_capacity(source.len());
+    let (source, generated) = generate(source, spec);
+    specs_seen += generated;
     for line in source.lines() {
         if line.ends_with("// @spec") {
             let (head, _) =
@@ -142,6 +151,34 @@ pub(crate) fn specialize(
     assert_eq!(specs_seen, spec.len(), "@spec lines and values differ");
     assert_eq!(tensors_seen, tensors.len(), "@tensor lines and declarations differ");
     unroll(&out)
+}
+
+/// Replaces each `@generate` block by the text of its name; returns how many there were.
+///
+/// # Panics
+/// If a block is not closed or has no text: a bug in this crate, never input.
+fn generate<'a>(source: &'a str, spec: &[(&'static str, String)]) -> (Cow<'a, str>, usize) {
+    const MARK: &str = "// @generate ";
+    if !source.contains(MARK) {
+        return (Cow::Borrowed(source), 0);
+    }
+    let (mut out, mut count) = (String::with_capacity(source.len()), 0);
+    let mut lines = source.lines();
+    while let Some(line) = lines.next() {
+        if let Some(name) = line.trim().strip_prefix(MARK) {
+            let (_, text) = spec
+                .iter()
+                .find(|(n, _)| *n == name)
+                .unwrap_or_else(|| panic!("no text for @generate {name}"));
+            out.push_str(text);
+            assert!(lines.any(|l| l.trim() == "// @end"), "@generate {name} without @end");
+            count += 1;
+        } else {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    (Cow::Owned(out), count)
 }
 
 /// Whether a `@tensor` line's tensor is written, and its name.

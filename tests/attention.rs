@@ -1,4 +1,5 @@
 //! Attention on every adapter and tier, against the f64 reference.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 mod common;
 

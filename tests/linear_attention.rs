@@ -1,5 +1,6 @@
 //! Linear attention: the reference against closed forms, the kernels against the reference on
 //! every adapter and tier.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! No driver: planning, validation and encoding on wgpu's noop backend, under the smallest limits
 //! and under large ones; every bad input and the message that it gives.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 mod common;
 

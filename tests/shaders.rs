@@ -1,4 +1,5 @@
 //! No device: every kernel file is valid WGSL as it stands, and passes the uniformity lint.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 mod common {
     pub(crate) mod reflect;

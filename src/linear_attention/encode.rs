@@ -1156,13 +1156,10 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
 }
 
 #[cfg(test)]
-#[path = "../../tests/common/reflect.rs"]
-mod reflect;
-
-#[cfg(test)]
 mod tests {
-    use super::{CopyParams, PARAMS_BYTES, Params, StateParams, reflect};
+    use super::{CopyParams, PARAMS_BYTES, Params, StateParams};
     use crate::linear_attention::plan::{CHUNK, INIT, LOOP, PASS, RECURRENT};
+    use crate::test_support::reflect;
     use std::mem::{offset_of, size_of};
 
     /// Members of the struct in a kernel's text, with the lib functions that it calls.
@@ -1178,7 +1175,7 @@ mod tests {
 
     macro_rules! fields {
         ($type:ty: $($field:ident),*) => {
-            vec![$((stringify!($field), offset_of!($type, $field))),*]
+            [$((stringify!($field), offset_of!($type, $field))),*]
         };
     }
 

@@ -9,3 +9,15 @@ mod linear_attention;
 
 pub use attention::attention;
 pub use linear_attention::{LinearAttentionInputs, LinearAttentionOutputs, linear_attention};
+mod fft;
+pub use fft::dft;
+mod gaunt;
+mod spherical_harmonics;
+mod wigner;
+pub use gaunt::*;
+pub use spherical_harmonics::spherical_harmonics;
+pub use wigner::{real_wigner_3j, wigner_3j};
+mod neighborhood;
+#[cfg(test)]
+pub(crate) use neighborhood::visible;
+pub use neighborhood::{NeighborhoodInputs, neighborhood_attention};

@@ -1,5 +1,10 @@
 //! What the tests share: devices, random numbers, poisoned tensors, the comparator.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "test sizes are small"
+)]
 
 pub mod reflect;
 pub mod uniformity;

@@ -1,0 +1,502 @@
+// Fused neighborhood attention, both tiers.
+// One workgroup owns a tile of queries of one (batch, head, dilation group) and walks it along
+// axis a; the other axes are b and c. The tile's queries, flattened with a slowest, fall into
+// groups of WORKGROUP, one query to an invocation, which keeps the queries of SLOTS consecutive
+// groups with their running maxima, sums and outputs in registers. Keys are numbered through the
+// box that the tile sees, row of a by row, and pass in blocks of BLOCK_K. When the oldest group
+// has seen its last key it is written out and the next takes its place; where the coming group's
+// window begins before the present key, the walk goes back to its first one and the others skip
+// what they have seen. The schedule is uniform over the workgroup.
+//   q [B, .., H, D], k [B, .., Hkv, D], v [B, .., Hkv, Dv], o [B, .., H, Dv], lse [B, .., H]
+// Each lane loads a share of a block's rows and every lane hears the others' by broadcast; in the
+// portable tier the host puts `own` for the broadcast, LANES is 1, and each invocation loads all.
+// No workgroup memory, no barrier.
+// Source: Hassani et al. 2024, arXiv:2403.04690; stride from arXiv:2504.16922; online softmax from
+// Dao 2023, arXiv:2307.08691. Twin: none; `naive.wgsl` is the second opinion, `simulate.rs` runs
+// the schedule.
+const HEAD_DIM: u32 = 64u; // @spec
+const HEAD_DIM_V: u32 = 64u; // @spec
+const D4: u32 = 16u; // @spec
+const DV4: u32 = 16u; // @spec
+const WORKGROUP: u32 = 8u; // @spec
+const SLOTS: u32 = 4u; // @spec
+// SLOTS - 1
+const MOVES: u32 = 3u; // @spec
+const BLOCK_K: u32 = 4u; // @spec
+// lanes that load and speak: no more than the smallest subgroup the device may use
+const LANES: u32 = 8u; // @spec
+const K_REGS: u32 = 8u; // @spec
+const V_REGS: u32 = 8u; // @spec
+// 0: all queries of a tile share one window and blocks divide it; 1: blocks do not divide it;
+// 2: a box test for every score
+const MASK: u32 = 2u; // @spec
+// keys off the map are zeros that take part
+const ZEROS: bool = false; // @spec
+// 0 none, 1 a table, 2 rows of dot products made by relative.wgsl
+const BIAS: u32 = 0u; // @spec
+const EXTRA: bool = false; // @spec
+// indices of unrolled blocks
+const C: u32 = 0u;
+const I: u32 = 0u;
+const J: u32 = 0u;
+const R: u32 = 0u;
+
+// Must match `neighborhood::Params` (tested). Axes are in the order a, b, c; strides in elements.
+struct Params {
+    // tokens along the axes, batch
+    tokens: vec4<u32>,
+    // kernel size, extra tokens
+    kernel: vec4<i32>,
+    // queries that share a window
+    stride: vec4<i32>,
+    dilation: vec4<u32>,
+    // of lib/window.wgsl
+    rule: vec4<i32>,
+    // queries of a workgroup
+    tile: vec4<i32>,
+    // tiles of the longest dilation group; workgroups in all
+    tiles: vec4<u32>,
+    // strides along the axes and the batch
+    q_axes: vec4<u32>,
+    k_axes: vec4<u32>,
+    v_axes: vec4<u32>,
+    o_axes: vec4<u32>,
+    lse_axes: vec4<u32>,
+    // (head stride, offset) of q, k; of v, o; of lse
+    qk_head: vec4<u32>,
+    vo_head: vec4<u32>,
+    // then heads, query heads for each key head
+    lse_head: vec4<u32>,
+    // strides (batch, token, head, offset) of the extra keys and values
+    extra_k: vec4<u32>,
+    extra_v: vec4<u32>,
+    // of a table: the step of one token along each axis; of rows: where each axis begins
+    bias_axes: vec4<i32>,
+    // (stride of a head, of a row; offset)
+    bias_rows: vec4<u32>,
+    // scale * log2(e): scores are kept in base 2
+    scale: f32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; fn k_load4n(i: u32, n: u32) -> vec4<f32> { return k[i >> 2u]; } // @tensor
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } // @tensor
+@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>; fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
+@group(0) @binding(5) var<storage, read_write> lse: array<f32>; fn lse_store(i: u32, x: f32) { lse[i] = x; } // @tensor
+@group(0) @binding(6) var<storage, read> extra_k: array<vec4<f32>>; fn extra_k_load4n(i: u32, n: u32) -> vec4<f32> { return extra_k[i >> 2u]; } // @tensor
+@group(0) @binding(7) var<storage, read> extra_v: array<vec4<f32>>; fn extra_v_load4n(i: u32, n: u32) -> vec4<f32> { return extra_v[i >> 2u]; } // @tensor
+@group(0) @binding(8) var<storage, read> bias: array<f32>; fn bias_load(i: u32) -> f32 { return bias[i]; } // @tensor
+
+// below every real score, and finite: WGSL may assume that infinities do not occur
+const HIDDEN: f32 = -1e30;
+const LOG2_E: f32 = 1.4426950408889634;
+
+// A query's place in the dilation group, and whether there is a query.
+struct Place { at: vec3<i32>, live: bool }
+
+@compute @workgroup_size(WORKGROUP)
+fn fused(
+    @builtin(workgroup_id) group_id: vec3<u32>,
+    @builtin(num_workgroups) group_count: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+) {
+    let lane = subgroup_lane % LANES;
+    let group = group_index(group_id, group_count);
+    if group >= params.tiles.w {
+        return;
+    }
+    var rest = group;
+    var tile: vec3<u32>;
+    tile.z = rest % params.tiles.z;
+    rest /= params.tiles.z;
+    tile.y = rest % params.tiles.y;
+    rest /= params.tiles.y;
+    tile.x = rest % params.tiles.x;
+    rest /= params.tiles.x;
+    var residue: vec3<u32>;
+    residue.z = rest % params.dilation.z;
+    rest /= params.dilation.z;
+    residue.y = rest % params.dilation.y;
+    rest /= params.dilation.y;
+    residue.x = rest % params.dilation.x;
+    rest /= params.dilation.x;
+    let head = rest % params.lse_head.z;
+    let batch = rest / params.lse_head.z;
+    let head_kv = head / params.lse_head.w;
+
+    // of this dilation group; the first `tokens % dilation` have one more
+    let length = vec3<i32>(params.tokens.xyz / params.dilation.xyz)
+        + select(vec3<i32>(0), vec3<i32>(1), residue < params.tokens.xyz % params.dilation.xyz);
+    let first = vec3<i32>(tile) * params.tile.xyz;
+    // tiles are counted for the longest group
+    if any(first >= length) {
+        return;
+    }
+    let size = min(params.tile.xyz, length - first);
+    let across = params.tile.y * params.tile.z;
+    let queries = size.x * across;
+    let groups = (queries + i32(WORKGROUP) - 1) / i32(WORKGROUP);
+
+    // the box of keys: rows from `origin` on, each `width` keys
+    let origin = start_of(first, length, 0u);
+    let box_start = vec2<i32>(start_of(first, length, 1u), start_of(first, length, 2u));
+    let last = first + size - 1;
+    let box_size = vec2<i32>(end_of(last, length, 1u), end_of(last, length, 2u)) - box_start;
+    let width = box_size.x * box_size.y;
+    // one past the last key of the box; extra tokens follow
+    let box_end = (end_of(last, length, 0u) - origin) * width;
+
+    // one token on in the dilation group, and the group's token 0
+    let q_step = params.q_axes.xyz * params.dilation.xyz;
+    let k_step = params.k_axes.xyz * params.dilation.xyz;
+    let v_step = params.v_axes.xyz * params.dilation.xyz;
+    let o_step = params.o_axes.xyz * params.dilation.xyz;
+    let lse_step = params.lse_axes.xyz * params.dilation.xyz;
+    let q_base = base_of(params.q_axes, residue, batch) + head * params.qk_head.x + params.qk_head.y;
+    let k_base = base_of(params.k_axes, residue, batch) + head_kv * params.qk_head.z + params.qk_head.w;
+    let v_base = base_of(params.v_axes, residue, batch) + head_kv * params.vo_head.x + params.vo_head.y;
+    let o_base = base_of(params.o_axes, residue, batch) + head * params.vo_head.z + params.vo_head.w;
+    let lse_base = base_of(params.lse_axes, residue, batch) + head * params.lse_head.x + params.lse_head.y;
+    let extra_k_base = batch * params.extra_k.x + head_kv * params.extra_k.z + params.extra_k.w;
+    let extra_v_base = batch * params.extra_v.x + head_kv * params.extra_v.z + params.extra_v.w;
+
+    // across the walk axis an invocation's window is the same in all its groups
+    let column = place_of(0, local, first, size).at;
+    let per_group = i32(WORKGROUP) / across;
+    let near = min(column, length - 1);
+    let see_start = vec2<i32>(start_of(near, length, 1u), start_of(near, length, 2u));
+    let see_end = vec2<i32>(end_of(near, length, 1u), end_of(near, length, 2u));
+
+    var query: array<vec4<f32>, SLOTS * D4>;
+    var acc: array<vec4<f32>, SLOTS * DV4>;
+    var m: array<f32, SLOTS>;
+    var l: array<f32, SLOTS>;
+    // keys that this invocation's query sees and has not seen, as numbers in the box
+    var from_key: array<i32, SLOTS>;
+    var to_key: array<i32, SLOTS>;
+    // where the query's bias begins
+    var bias_at: array<vec3<i32>, SLOTS>;
+    // of the whole group: its first key, the first not seen, one past the last; all 0: no group
+    var start: array<i32, SLOTS>;
+    var unseen: array<i32, SLOTS>;
+    var done: array<i32, SLOTS>;
+    // @unroll I SLOTS
+    from_key[I] = 0;
+    to_key[I] = 0;
+    start[I] = 0;
+    unseen[I] = 0;
+    done[I] = 0;
+    m[I] = HIDDEN;
+    l[I] = 0.0;
+    bias_at[I] = vec3<i32>(0);
+    // @unroll C D4
+    query[I * D4 + C] = vec4<f32>(0.0);
+    // @end
+    // @unroll C DV4
+    acc[I * DV4 + C] = vec4<f32>(0.0);
+    // @end
+    // @end
+
+    var at = 0;
+    for (var g = 0; g < groups + i32(SLOTS); g++) {
+        at = max(at, start[0]);
+        let target_key = select(at, done[0], unseen[0] < done[0]);
+        // place of key `at`
+        var row = origin + at / width;
+        var col = vec2<i32>((at % width) / box_size.y, at % box_size.y);
+        for (; at < target_key; at += i32(BLOCK_K)) {
+            // addresses of the block's rows; of its first chunk only, as all chunks follow
+            var k_at: array<u32, BLOCK_K>;
+            var v_at: array<u32, BLOCK_K>;
+            // the keys' places, for the bias
+            var spot: array<vec3<i32>, BLOCK_K>;
+            // in this invocation's window across the walk axis
+            var near_b: array<bool, BLOCK_K>;
+            var padded: array<bool, BLOCK_K>;
+            // @unroll J BLOCK_K
+            {
+                let key = vec3<i32>(row, box_start + col);
+                // a block may run past the box; with ZEROS the box leaves the map
+                let inside = vec3<u32>(clamp(key, vec3<i32>(0), length - 1));
+                k_at[J] = k_base + dot(inside, k_step);
+                v_at[J] = v_base + dot(inside, v_step);
+                spot[J] = key;
+                near_b[J] = all(key.yz >= see_start) && all(key.yz < see_end);
+                padded[J] = ZEROS && any(key != vec3<i32>(inside));
+                // the next key
+                col.y += 1;
+                let wrap_c = col.y == box_size.y;
+                col = select(col, vec2<i32>(col.x + 1, 0), wrap_c);
+                let wrap_b = col.x == box_size.x;
+                col.x = select(col.x, 0, wrap_b);
+                row += select(0, 1, wrap_b);
+                if EXTRA {
+                    let extra = clamp(at + i32(J) - box_end, 0, params.kernel.w - 1);
+                    let follows = at + i32(J) >= box_end;
+                    k_at[J] = select(k_at[J], extra_k_base + u32(extra) * params.extra_k.y, follows);
+                    v_at[J] = select(v_at[J], extra_v_base + u32(extra) * params.extra_v.y, follows);
+                    padded[J] = padded[J] && !follows;
+                }
+            }
+            // @end
+
+            // [BLOCK_K, D4] spread over the lanes
+            var rows: array<vec4<f32>, K_REGS>;
+            // @unroll R K_REGS
+            {
+                let index = min(R * LANES + lane, BLOCK_K * D4 - 1u);
+                let j = index / D4;
+                let chunk = (index % D4) * 4u;
+                var address = k_at[(R * LANES) / D4];
+                var pad = padded[(R * LANES) / D4];
+                if D4 % LANES != 0u {
+                    // @unroll J BLOCK_K
+                    address = select(address, k_at[J], j == J);
+                    pad = select(pad, padded[J], j == J);
+                    // @end
+                }
+                let n = min(4u, HEAD_DIM - chunk);
+                if EXTRA && at + i32(j) >= box_end {
+                    rows[R] = extra_k_load4n(address + chunk, n);
+                } else {
+                    rows[R] = k_load4n(address + chunk, n);
+                }
+                if ZEROS {
+                    rows[R] = select(rows[R], vec4<f32>(0.0), pad);
+                }
+            }
+            // @end
+            var s: array<f32, SLOTS * BLOCK_K>;
+            // @unroll I SLOTS
+            // @unroll J BLOCK_K
+            s[I * BLOCK_K + J] = 0.0;
+            // @end
+            // @end
+            // @unroll C D4
+            // @unroll J BLOCK_K
+            {
+                let x = subgroupBroadcast(rows[(J * D4 + C) / LANES], (J * D4 + C) % LANES);
+                // @unroll I SLOTS
+                s[I * BLOCK_K + J] = fma(query[I * D4 + C].x, x.x, s[I * BLOCK_K + J]);
+                s[I * BLOCK_K + J] = fma(query[I * D4 + C].y, x.y, s[I * BLOCK_K + J]);
+                s[I * BLOCK_K + J] = fma(query[I * D4 + C].z, x.z, s[I * BLOCK_K + J]);
+                s[I * BLOCK_K + J] = fma(query[I * D4 + C].w, x.w, s[I * BLOCK_K + J]);
+                // @end
+            }
+            // @end
+            // @end
+
+            // online softmax; s becomes the weights
+            var shrink: array<f32, SLOTS>;
+            // @unroll I SLOTS
+            {
+                var top = m[I];
+                var visible: array<bool, BLOCK_K>;
+                // @unroll J BLOCK_K
+                {
+                    let key = at + i32(J);
+                    visible[J] = MASK == 0u || (MASK == 1u && key < box_end)
+                        || (MASK == 2u && near_b[J] && key >= from_key[I] && key < to_key[I]);
+                    if BIAS != 0u {
+                        s[I * BLOCK_K + J] += LOG2_E * bias_of(bias_at[I], spot[J], visible[J] && done[I] > 0);
+                    }
+                    if EXTRA {
+                        visible[J] = visible[J] || (key >= box_end && key < done[I]);
+                    }
+                    s[I * BLOCK_K + J] = select(HIDDEN, s[I * BLOCK_K + J], visible[J]);
+                    top = max(top, s[I * BLOCK_K + J]);
+                }
+                // @end
+                shrink[I] = exp2(max(m[I] - top, -200.0));
+                m[I] = top;
+                var sum = 0.0;
+                // @unroll J BLOCK_K
+                s[I * BLOCK_K + J] = select(0.0, exp2(max(s[I * BLOCK_K + J] - top, -200.0)), visible[J]);
+                sum += s[I * BLOCK_K + J];
+                // @end
+                l[I] = fma(l[I], shrink[I], sum);
+            }
+            // @end
+
+            // [BLOCK_K, DV4] spread over the lanes
+            var values: array<vec4<f32>, V_REGS>;
+            // @unroll R V_REGS
+            {
+                let index = min(R * LANES + lane, BLOCK_K * DV4 - 1u);
+                let j = index / DV4;
+                let chunk = (index % DV4) * 4u;
+                var address = v_at[(R * LANES) / DV4];
+                var pad = padded[(R * LANES) / DV4];
+                if DV4 % LANES != 0u {
+                    // @unroll J BLOCK_K
+                    address = select(address, v_at[J], j == J);
+                    pad = select(pad, padded[J], j == J);
+                    // @end
+                }
+                let n = min(4u, HEAD_DIM_V - chunk);
+                if EXTRA && at + i32(j) >= box_end {
+                    values[R] = extra_v_load4n(address + chunk, n);
+                } else {
+                    values[R] = v_load4n(address + chunk, n);
+                }
+                if ZEROS {
+                    values[R] = select(values[R], vec4<f32>(0.0), pad);
+                }
+            }
+            // @end
+            // @unroll C DV4
+            // @unroll I SLOTS
+            acc[I * DV4 + C] *= shrink[I];
+            // @end
+            // @unroll J BLOCK_K
+            {
+                let x = subgroupBroadcast(values[(J * DV4 + C) / LANES], (J * DV4 + C) % LANES);
+                // @unroll I SLOTS
+                acc[I * DV4 + C] = fma(vec4<f32>(s[I * BLOCK_K + J]), x, acc[I * DV4 + C]);
+                // @end
+            }
+            // @end
+            // @end
+        }
+
+        // the oldest group leaves
+        let leaving = place_in(g - i32(SLOTS), column, local, first, size, per_group);
+        if g >= i32(SLOTS) && leaving.live {
+            let place = vec3<u32>(leaving.at);
+            let o_at = o_base + dot(place, o_step);
+            let inverse = 1.0 / l[0];
+            // @unroll C DV4
+            o_store4n(o_at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[C] * inverse);
+            // @end
+            // m is in base 2
+            lse_store(lse_base + dot(place, lse_step), m[0] * 0.6931471805599453 + log(l[0]));
+        }
+        // @unroll I MOVES
+        from_key[I] = from_key[I + 1u];
+        to_key[I] = to_key[I + 1u];
+        start[I] = start[I + 1u];
+        unseen[I] = unseen[I + 1u];
+        done[I] = done[I + 1u];
+        bias_at[I] = bias_at[I + 1u];
+        m[I] = m[I + 1u];
+        l[I] = l[I + 1u];
+        // @unroll C D4
+        query[I * D4 + C] = query[(I + 1u) * D4 + C];
+        // @end
+        // @unroll C DV4
+        acc[I * DV4 + C] = acc[(I + 1u) * DV4 + C];
+        // @end
+        // @end
+
+        // the next group comes
+        let comes = g < groups;
+        var low_key = 0;
+        var high_key = box_end;
+        if MASK == 2u {
+            let low = first.x + g * per_group;
+            let high = min(low + per_group, first.x + size.x) - 1;
+            low_key = (row_start(low, length.x) - origin) * width;
+            high_key = (row_end(high, length.x) - origin) * width;
+        }
+        if EXTRA {
+            high_key = box_end + params.kernel.w;
+        }
+        if comes && low_key < at {
+            // the walk goes back; the others have seen all before `at`
+            // @unroll I MOVES
+            from_key[I] = max(from_key[I], at);
+            unseen[I] = max(unseen[I], at);
+            // @end
+            at = low_key;
+        }
+        let coming = place_in(g, column, local, first, size, per_group);
+        let seat = min(coming.at, length - 1);
+        let sees = comes && coming.live;
+        start[MOVES] = select(0, low_key, comes);
+        unseen[MOVES] = select(0, low_key, comes);
+        done[MOVES] = select(0, high_key, comes);
+        from_key[MOVES] = select(0, (row_start(seat.x, length.x) - origin) * width, sees);
+        to_key[MOVES] = select(0, (row_end(seat.x, length.x) - origin) * width, sees);
+        m[MOVES] = HIDDEN;
+        l[MOVES] = 0.0;
+        if BIAS == 1u {
+            // entry of offset 0 is at kernel - 1 along each axis
+            let entry = dot(params.kernel.xyz - 1 - seat, params.bias_axes.xyz);
+            bias_at[MOVES] = vec3<i32>(entry + i32(head * params.bias_rows.x + params.bias_rows.z), 0, 0);
+        }
+        if BIAS == 2u {
+            let token = residue + vec3<u32>(seat) * params.dilation.xyz;
+            let number = ((batch * params.tokens.x + token.x) * params.tokens.y + token.y) * params.tokens.z + token.z;
+            let begin = i32((number * params.lse_head.z + head) * params.bias_rows.y);
+            bias_at[MOVES] = begin + params.bias_axes.xyz + params.kernel.xyz - 1 - seat;
+        }
+        let q_at = q_base + dot(vec3<u32>(seat), q_step);
+        // @unroll C D4
+        query[MOVES * D4 + C] = params.scale * q_load4n(q_at + C * 4u, min(4u, HEAD_DIM - C * 4u));
+        // @end
+        // @unroll C DV4
+        acc[MOVES * DV4 + C] = vec4<f32>(0.0);
+        // @end
+    }
+}
+
+// Window of a token along one axis, by the axis' own rule.
+fn start_of(u: vec3<i32>, length: vec3<i32>, axis: u32) -> i32 {
+    return window_start(u[axis], length[axis], params.kernel[axis], params.stride[axis], params.rule[axis]);
+}
+
+fn end_of(u: vec3<i32>, length: vec3<i32>, axis: u32) -> i32 {
+    return window_end(u[axis], length[axis], params.kernel[axis], params.stride[axis], params.rule[axis]);
+}
+
+fn row_start(u: i32, length: i32) -> i32 {
+    return window_start(u, length, params.kernel.x, params.stride.x, params.rule.x);
+}
+
+fn row_end(u: i32, length: i32) -> i32 {
+    return window_end(u, length, params.kernel.x, params.stride.x, params.rule.x);
+}
+
+// First element of a dilation group's token 0.
+fn base_of(axes: vec4<u32>, residue: vec3<u32>, batch: u32) -> u32 {
+    return dot(axes.xyz, residue) + batch * axes.w;
+}
+
+// Query of invocation `local` in query group g of the tile.
+fn place_of(g: i32, local: u32, first: vec3<i32>, size: vec3<i32>) -> Place {
+    let index = g * i32(WORKGROUP) + i32(local);
+    let at = vec3<i32>(
+        index / (params.tile.y * params.tile.z),
+        (index / params.tile.z) % params.tile.y,
+        index % params.tile.z,
+    );
+    return Place(first + at, all(at < size));
+}
+
+// The same. Where windows differ the queries across the walk axis divide the workgroup, and an
+// invocation keeps its column.
+fn place_in(g: i32, column: vec3<i32>, local: u32, first: vec3<i32>, size: vec3<i32>, per_group: i32) -> Place {
+    if MASK != 2u {
+        return place_of(g, local, first, size);
+    }
+    let at = vec3<i32>(column.x + g * per_group, column.yz);
+    return Place(at, all(at - first < size));
+}
+
+// The portable tier's broadcast: an invocation has loaded all that it hears.
+fn own(x: vec4<f32>, lane: u32) -> vec4<f32> {
+    return x;
+}
+
+// Bias of the key at `spot` for the query whose bias begins at `begin`; in natural units.
+fn bias_of(begin: vec3<i32>, spot: vec3<i32>, visible: bool) -> f32 {
+    if BIAS == 1u {
+        return bias_load(u32(select(0, begin.x + dot(spot, params.bias_axes.xyz), visible)));
+    }
+    let index = select(vec3<i32>(0), begin + spot, vec3<bool>(visible));
+    return bias_load(u32(index.x)) + bias_load(u32(index.y)) + bias_load(u32(index.z));
+}

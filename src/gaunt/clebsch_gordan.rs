@@ -1,0 +1,293 @@
+//! The full tensor product: every path of Clebsch-Gordan coupling, each an output of its own.
+
+use std::{fmt, str::FromStr};
+
+use super::maps::{Bilinear, BilinearRows, Pair};
+use crate::{
+    Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs,
+    reference::real_wigner_3j,
+};
+
+const OP: &str = "clebsch_gordan";
+
+/// Largest degree of an input irrep of [`ClebschGordan`].
+pub const MAX_CG_LMAX: u32 = 16;
+
+/// `mul` copies of the irrep of degree `l` and parity `odd` or even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Irrep {
+    /// Multiplicity.
+    pub mul: u32,
+    /// Degree.
+    pub l: u32,
+    /// Changes sign under inversion.
+    pub odd: bool,
+}
+
+/// A list of irreps, as e3nn writes it: `2x0e+1x1o`. In memory `[mul, 2 l + 1]` for each, one after
+/// the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Irreps(pub Vec<Irrep>);
+
+impl Irreps {
+    /// One irrep of every degree to `lmax`, with the parity of the spherical harmonics:
+    /// `1x0e+1x1o+1x2e+...`.
+    pub fn spherical_harmonics(lmax: u32) -> Self {
+        Self((0..=lmax).map(|l| Irrep { mul: 1, l, odd: l % 2 == 1 }).collect())
+    }
+
+    /// Elements in a row.
+    pub fn dim(&self) -> u64 {
+        self.0.iter().map(|i| u64::from(i.mul) * (2 * u64::from(i.l) + 1)).sum()
+    }
+}
+
+impl fmt::Display for Irreps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (k, i) in self.0.iter().enumerate() {
+            let plus = if k > 0 { "+" } else { "" };
+            write!(f, "{plus}{}x{}{}", i.mul, i.l, if i.odd { 'o' } else { 'e' })?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Irreps {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let bad = |part: &str| {
+            Error::value(
+                OP,
+                "irreps",
+                "terms such as 2x1o, joined by +",
+                format!("{part:?} in {s:?}"),
+            )
+        };
+        let irrep = |part: &str| {
+            let part = part.trim();
+            let (mul, rest) = part.split_once('x').unwrap_or(("1", part));
+            let odd = match rest.chars().last() {
+                Some('o') => true,
+                Some('e') => false,
+                _ => return Err(bad(part)),
+            };
+            let l = rest[..rest.len() - 1].parse().map_err(|_| bad(part))?;
+            Ok(Irrep { mul: mul.parse().map_err(|_| bad(part))?, l, odd })
+        };
+        s.split('+')
+            .filter(|p| !p.trim().is_empty())
+            .map(irrep)
+            .collect::<Result<Vec<_>>>()
+            .map(Self)
+    }
+}
+
+/// One path: input irreps by position, and where its output starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Path {
+    /// Position in the first list.
+    pub first: usize,
+    /// Position in the second list.
+    pub second: usize,
+    /// The output: multiplicity `mul1 * mul2`, the second's fastest.
+    pub out: Irrep,
+    /// First element of the output in a row.
+    pub start: u32,
+}
+
+/// The full tensor product, as e3nn's `FullTensorProduct` with component normalisation: for every
+/// pair of irreps and every degree `|l1 - l2| ..= l1 + l2`,
+/// `z = sqrt(2 l3 + 1) sum w3j(l1, l2, l3) x y`. Outputs are sorted by degree, odd before even,
+/// then by their order of appearance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ClebschGordan {
+    /// Irreps of `x`, of degree at most [`MAX_CG_LMAX`].
+    pub irreps1: Irreps,
+    /// Irreps of `y`.
+    pub irreps2: Irreps,
+    /// Paths to larger degrees are left out.
+    pub lmax_out: Option<u32>,
+    /// Element type of `x`, `y` and `z`.
+    pub dtype: DType,
+}
+
+/// A compiled [`ClebschGordan`].
+#[derive(Clone, Debug)]
+pub struct ClebschGordanPlan {
+    batch: u32,
+    dims: [u32; 3],
+    dtype: DType,
+    paths: Vec<Path>,
+    map: Bilinear,
+}
+
+impl ClebschGordan {
+    /// The paths, in the order of their outputs.
+    pub fn paths(&self) -> Vec<Path> {
+        let mut paths = Vec::new();
+        for (first, a) in self.irreps1.0.iter().enumerate() {
+            for (second, b) in self.irreps2.0.iter().enumerate() {
+                let top = (a.l + b.l).min(self.lmax_out.unwrap_or(u32::MAX));
+                for l in a.l.abs_diff(b.l)..=top {
+                    let out = Irrep { mul: a.mul.saturating_mul(b.mul), l, odd: a.odd != b.odd };
+                    paths.push(Path { first, second, out, start: 0 });
+                }
+            }
+        }
+        // stable: appearance decides among equals
+        paths.sort_by_key(|p| (p.out.l, !p.out.odd));
+        let mut start = 0u32;
+        for path in &mut paths {
+            path.start = start;
+            start = start.saturating_add(path.out.mul.saturating_mul(2 * path.out.l + 1));
+        }
+        paths
+    }
+
+    /// The irreps of the output.
+    pub fn irreps_out(&self) -> Irreps {
+        Irreps(self.paths().iter().map(|p| p.out).collect())
+    }
+
+    /// Checks the problem and makes the table, for `batch` rows.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a degree or a row length out of range, [`Error::Limit`],
+    /// [`Error::Compile`], [`Error::DeviceLost`].
+    pub fn plan(&self, ctx: &Context, batch: u32) -> Result<ClebschGordanPlan> {
+        let paths = self.paths();
+        let out = Irreps(paths.iter().map(|p| p.out).collect());
+        let mut dims = [0u32; 3];
+        for ((what, irreps), dim) in
+            [("irreps1", &self.irreps1), ("irreps2", &self.irreps2), ("irreps_out", &out)]
+                .into_iter()
+                .zip(&mut dims)
+        {
+            if let Some(i) = irreps.0.iter().find(|i| i.l > MAX_CG_LMAX && what != "irreps_out") {
+                return Err(Error::shape(
+                    OP,
+                    what,
+                    format!("degrees of at most {MAX_CG_LMAX}"),
+                    i.l,
+                ));
+            }
+            *dim = u32::try_from(irreps.dim())
+                .ok()
+                .filter(|d| *d < 1 << 24)
+                .ok_or_else(|| Error::shape(OP, what, "rows shorter than 2^24", irreps.dim()))?;
+        }
+        let starts = |irreps: &Irreps| -> Vec<u32> {
+            let lengths = irreps.0.iter().map(|i| i.mul * (2 * i.l + 1));
+            lengths.scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect()
+        };
+        let (starts1, starts2) = (starts(&self.irreps1), starts(&self.irreps2));
+        let mut outputs: Vec<(u32, Vec<Pair>)> = vec![(0, Vec::new()); dims[2] as usize];
+        for path in &paths {
+            let (a, b, c) = (self.irreps1.0[path.first], self.irreps2.0[path.second], path.out);
+            let w = real_wigner_3j(a.l, b.l, c.l);
+            let [n1, n2, n3] = [a.l, b.l, c.l].map(|l| 2 * l + 1);
+            let scale = f64::from(n3).sqrt();
+            for u in 0..a.mul {
+                for v in 0..b.mul {
+                    for (at, &value) in (0..).zip(&w).filter(|(_, value)| value.abs() > 1e-14) {
+                        let (i, j, k) = (at / n3 / n2, at / n3 % n2, at % n3);
+                        let out = path.start + (u * b.mul + v) * n3 + k;
+                        outputs[out as usize].1.push(Pair {
+                            x: (starts1[path.first] + u * n1 + i, 0),
+                            y: (starts2[path.second] + v * n2 + j, 0),
+                            value: scale * value,
+                        });
+                    }
+                }
+            }
+        }
+        let map = Bilinear::new(ctx, OP, &outputs)?;
+        ctx.kernel(Bilinear::key([self.dtype; 3], [false; 3], false))?;
+        Ok(ClebschGordanPlan { batch, dims, dtype: self.dtype, paths, map })
+    }
+}
+
+impl ClebschGordanPlan {
+    /// The paths, in the order of their outputs.
+    pub fn paths(&self) -> &[Path] {
+        &self.paths
+    }
+
+    /// Lengths of the rows of `x`, `y`, `z`.
+    pub fn dims(&self) -> [u32; 3] {
+        self.dims
+    }
+
+    /// The text of the kernel.
+    pub fn wgsl(&self) -> String {
+        Bilinear::key([self.dtype; 3], [false; 3], false).wgsl()
+    }
+
+    /// Records the product `z` of `x` and `y`, `[batch, dims]` each, into the caller's compute
+    /// pass; submits nothing.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
+    /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
+    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn encode_pass(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        x: TensorView<'_, 2>,
+        y: TensorView<'_, 2>,
+        z: TensorView<'_, 2>,
+    ) -> Result<()> {
+        x.expect(OP, "x", [self.batch, self.dims[0]], self.dtype)?;
+        y.expect(OP, "y", [self.batch, self.dims[1]], self.dtype)?;
+        z.expect_output(OP, "z", [self.batch, self.dims[2]], self.dtype)?;
+        distinct_outputs(OP, &[("z", z.buffer)], &[("x", x.buffer), ("y", y.buffer)])?;
+        self.map.encode_pass(
+            ctx,
+            pass,
+            OP,
+            &BilinearRows {
+                x: ("x", one_channel(&x)),
+                y: ("y", one_channel(&y)),
+                z: ("z", one_channel(&z)),
+                weights: [None; 3],
+                gather: None,
+            },
+        )
+    }
+}
+
+/// `[B, n]` as `[B, 1, n]`.
+fn one_channel<'a>(view: &TensorView<'a, 2>) -> TensorView<'a, 3> {
+    let ([b, n], [sb, sn]) = (view.layout.shape, view.layout.strides);
+    let layout = Layout { shape: [b, 1, n], strides: [sb, 0, sn], offset: view.layout.offset };
+    TensorView { buffer: view.buffer, layout, dtype: view.dtype }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn irreps_parse_and_print() {
+        let irreps: Irreps = "2x0e+1x1o + 3x2e".parse().unwrap();
+        assert_eq!(irreps.to_string(), "2x0e+1x1o+3x2e");
+        assert_eq!(irreps.dim(), 2 + 3 + 15);
+        assert_eq!("1o".parse::<Irreps>().unwrap().0[0], Irrep { mul: 1, l: 1, odd: true });
+        for bad in ["2x1", "x1o", "ax0e", "1x-1o"] {
+            let message = bad.parse::<Irreps>().unwrap_err().to_string();
+            assert!(message.contains(bad), "{message}");
+        }
+    }
+
+    #[test]
+    fn outputs_are_sorted_as_e3nn_does() {
+        let l2 = Irreps::spherical_harmonics(2);
+        let cg = ClebschGordan { irreps1: l2.clone(), irreps2: l2, ..Default::default() };
+        assert_eq!(
+            cg.irreps_out().to_string(),
+            "1x0e+1x0e+1x0e+1x1o+1x1o+1x1o+1x1o+1x1e+1x1e+1x2o+1x2o+1x2e+1x2e+1x2e+1x2e+1x3o+1x3o+1x3e+1x4e"
+        );
+    }
+}
