@@ -240,25 +240,63 @@ fn loop_subgroup(
             // @end
         }
 
+        // the token's own part of its output, q . k, from the lanes that hold the rows
+        var own_part = 0.0;
+        if WRITES && READS {
+            var part = 0.0;
+            // @unroll R ROWS
+            if R * LANES + lane < K4 {
+                part += dot(queries[R], keys[R]);
+            }
+            // @end
+            // @unroll C LANES
+            own_part += subgroupBroadcast(part, C);
+            // @end
+            if DECAY != 0u {
+                // S_t^T q = S_{t-1}^T (decay q) + (k . q) v: reading the old state keeps the reads
+                // clear of the writes
+                // @unroll R ROWS
+                if DECAY == 3u {
+                    queries[R] *= gates[R];
+                } else {
+                    queries[R] *= decay;
+                }
+                // @end
+            }
+        }
+
+        var den = own_part;
         if WRITES && UPDATE == 2u {
             // what the decayed state holds under this key
             var held: array<vec4<f32>, COLUMNS>;
             // @unroll J COLUMNS
             held[J] = vec4<f32>(0.0);
             // @end
+            var faded: array<vec4<f32>, ROWS>;
+            // @unroll R ROWS
+            faded[R] = keys[R];
+            if DECAY == 3u {
+                faded[R] *= gates[R];
+            } else if DECAY != 0u {
+                faded[R] *= decay;
+            }
+            // @end
             // @unroll C K4
             {
-                let key = subgroupBroadcast(keys[C / LANES], C % LANES);
-                var factor = vec4<f32>(decay);
-                if DECAY == 3u {
-                    factor = subgroupBroadcast(gates[C / LANES], C % LANES);
+                let key = subgroupBroadcast(faded[C / LANES], C % LANES);
+                var query: vec4<f32>;
+                if READS {
+                    query = subgroupBroadcast(queries[C / LANES], C % LANES);
                 }
                 // @unroll X 4
                 // @unroll J COLUMNS
-                if DECAY != 0u {
-                    state_of[(C * 4u + X) * COLUMNS + J] *= factor[X];
+                {
+                    let s = state_of[(C * 4u + X) * COLUMNS + J];
+                    held[J] = fma(vec4<f32>(key[X]), s, held[J]);
+                    if READS {
+                        sum[J] = fma(vec4<f32>(query[X]), s, sum[J]);
+                    }
                 }
-                held[J] = fma(vec4<f32>(key[X]), state_of[(C * 4u + X) * COLUMNS + J], held[J]);
                 // @end
                 // @end
             }
@@ -267,8 +305,6 @@ fn loop_subgroup(
             value[J] = beta_of * (value[J] - held[J]);
             // @end
         }
-
-        var den = 0.0;
         // @unroll C K4
         {
             var key: vec4<f32>;
@@ -276,43 +312,46 @@ fn loop_subgroup(
             var factor = vec4<f32>(decay);
             if WRITES {
                 key = subgroupBroadcast(keys[C / LANES], C % LANES);
-                if DECAY == 3u && UPDATE != 2u {
+                if DECAY == 3u {
                     factor = subgroupBroadcast(gates[C / LANES], C % LANES);
                 }
             }
-            if READS {
+            if READS && UPDATE != 2u {
                 query = subgroupBroadcast(queries[C / LANES], C % LANES);
             }
             // @unroll X 4
             // @unroll J COLUMNS
             {
                 var s = state_of[(C * 4u + X) * COLUMNS + J];
+                if READS && UPDATE != 2u {
+                    sum[J] = fma(vec4<f32>(query[X]), s, sum[J]);
+                }
                 if WRITES {
-                    if DECAY != 0u && UPDATE != 2u {
+                    if DECAY != 0u {
                         s *= factor[X];
                     }
-                    s = fma(vec4<f32>(key[X]), value[J], s);
-                    state_of[(C * 4u + X) * COLUMNS + J] = s;
-                }
-                if READS {
-                    sum[J] = fma(vec4<f32>(query[X]), s, sum[J]);
+                    state_of[(C * 4u + X) * COLUMNS + J] = fma(vec4<f32>(key[X]), value[J], s);
                 }
             }
             // @end
             if NORM != 0u {
                 var s = sum_k[(C * 4u + X) % Z];
+                den = fma(query[X], s, den);
                 if WRITES {
                     if DECAY != 0u {
                         s *= factor[X];
                     }
-                    s += key[X];
-                    sum_k[(C * 4u + X) % Z] = s;
+                    sum_k[(C * 4u + X) % Z] = s + key[X];
                 }
-                den = fma(query[X], s, den);
             }
             // @end
         }
         // @end
+        if WRITES && READS {
+            // @unroll J COLUMNS
+            sum[J] = fma(vec4<f32>(own_part), value[J], sum[J]);
+            // @end
+        }
         if READS {
             var factor = params.scale;
             if NORM == 1u {
