@@ -36,9 +36,12 @@ macro_rules! source {
 pub(crate) use source;
 
 /// Files of pure functions, appended where a kernel names them.
-const LIBS: &[Source] =
-    &[source!("lib/element.wgsl"), source!("lib/index.wgsl"), source!("lib/linear.wgsl")];
-const LIBS: &[Source] = &[source!("lib/element.wgsl"), source!("lib/index.wgsl"), source!("lib/window.wgsl")];
+const LIBS: &[Source] = &[
+    source!("lib/element.wgsl"),
+    source!("lib/index.wgsl"),
+    source!("lib/linear.wgsl"),
+    source!("lib/window.wgsl"),
+];
 
 /// One kernel specialised: everything that changes its WGSL, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
