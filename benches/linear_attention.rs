@@ -92,7 +92,13 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(ctx: &Context, op: &LinearAttention, s: LinearAttentionShape, order: Order, state: bool) -> Self {
+    fn new(
+        ctx: &Context,
+        op: &LinearAttention,
+        s: LinearAttentionShape,
+        order: Order,
+        state: bool,
+    ) -> Self {
         let dims = |d: u32| [s.batch, s.seq_k, s.heads, d];
         let keys = (s.key_dim as f32).sqrt().recip();
         let gate = |x: f32| -0.05 * (1.0 + x);
@@ -107,7 +113,8 @@ impl Problem {
                 Decay::PerChannel => Some(Rows::new(ctx, order, dims(s.key_dim), gate)),
                 _ => None,
             },
-            beta: (op.update != Update::Add).then(|| Rows::new(ctx, order, dims(1), |x| 0.5 + 0.5 * x)),
+            beta: (op.update != Update::Add)
+                .then(|| Rows::new(ctx, order, dims(1), |x| 0.5 + 0.5 * x)),
             state: state.then(|| {
                 let shape = [s.batch, s.heads, s.key_dim, s.value_dim];
                 Tensor::zeros(ctx, shape, DType::F32).unwrap()
@@ -149,7 +156,10 @@ impl Bench {
         let samples = RefCell::new(Vec::new());
         let ctx = &self.ctx;
         let mut group = self.criterion.benchmark_group("linear_attention");
-        group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(500));
+        group
+            .sample_size(10)
+            .warm_up_time(Duration::from_millis(100))
+            .measurement_time(Duration::from_millis(500));
         group.throughput(Throughput::Elements(tokens));
         group.bench_function(id, |b| {
             b.iter_custom(|n| {
@@ -167,9 +177,18 @@ impl Bench {
         (!samples.is_empty()).then(|| median(&mut samples))
     }
 
-    fn prefill(&mut self, name: &str, op: &LinearAttention, s: LinearAttentionShape, order: Order) -> Option<f64> {
+    fn prefill(
+        &mut self,
+        name: &str,
+        op: &LinearAttention,
+        s: LinearAttentionShape,
+        order: Order,
+    ) -> Option<f64> {
         let axes = if order == Order::HeadsFirst { "bhtd" } else { "bthd" };
-        let id = format!("{name}/{axes}/b{}_h{}_t{}_k{}_v{}", s.batch, s.heads, s.seq_k, s.key_dim, s.value_dim);
+        let id = format!(
+            "{name}/{axes}/b{}_h{}_t{}_k{}_v{}",
+            s.batch, s.heads, s.seq_k, s.key_dim, s.value_dim
+        );
         if !self.wanted(&id) {
             return None;
         }
@@ -205,7 +224,10 @@ impl Bench {
         let ctx = self.ctx.clone();
         let problem = Problem::new(&ctx, op, s, Order::HeadsLast, true);
         problem.check(&ctx);
-        let Some(seconds) = self.run(&id, sequences.into(), |pass| problem.encode(&ctx, pass)) else { return };
+        let Some(seconds) = self.run(&id, sequences.into(), |pass| problem.encode(&ctx, pass))
+        else {
+            return;
+        };
         let pairs = f64::from(sequences) * f64::from(heads);
         let d = f64::from(dim);
         let bytes = pairs * (2.0 * d * d + 5.0 * d) * 4.0;
@@ -231,8 +253,9 @@ impl Bench {
         let args = AttentionArgs::new(q.view(), k.view(), v.view(), o.view());
         let seconds = if t > 8192 {
             // seconds a run: criterion's ten samples would take minutes
-            let mut samples: Vec<f64> =
-                (0..3).map(|_| time(&ctx, 1, |pass| plan.encode_pass(&ctx, pass, &args)).unwrap().seconds).collect();
+            let mut samples: Vec<f64> = (0..3)
+                .map(|_| time(&ctx, 1, |pass| plan.encode_pass(&ctx, pass, &args)).unwrap().seconds)
+                .collect();
             median(&mut samples)
         } else {
             self.run(&id, (t * h).into(), |pass| plan.encode_pass(&ctx, pass, &args))?
@@ -255,7 +278,14 @@ fn main() {
     let quick = !std::env::args().any(|a| a == "--bench");
     let peak = multiply_add_peak(&ctx).expect("the peak");
     let info = ctx.device.adapter_info();
-    println!("{} ({} {}), {}; multiply-add peak {:.1} GFLOP/s", info.name, info.driver, info.driver_info, ctx.caps.tier, peak * 1e-9);
+    println!(
+        "{} ({} {}), {}; multiply-add peak {:.1} GFLOP/s",
+        info.name,
+        info.driver,
+        info.driver_info,
+        ctx.caps.tier,
+        peak * 1e-9
+    );
     let criterion = Criterion::default().without_plots();
     let mut bench = Bench { ctx, criterion, peak, quick };
 
@@ -282,31 +312,70 @@ fn main() {
         let t = if bench.quick { 64 } else { 4096 };
         let s = LinearAttentionShape::new(1, t, heads, dim, dim);
         let first = Order::HeadsFirst;
-        let with = |form, chunk_size, op: LinearAttention| LinearAttention { form, chunk_size, ..op };
+        let with =
+            |form, chunk_size, op: LinearAttention| LinearAttention { form, chunk_size, ..op };
         let simple = LinearAttention { decay: Decay::PerToken, ..lightning(heads) };
         bench.prefill("simple_gla", &simple, s, first);
-        bench.prefill("parallel/lightning", &with(Form::ChunkParallel, None, lightning(heads)), s, first);
+        bench.prefill(
+            "parallel/lightning",
+            &with(Form::ChunkParallel, None, lightning(heads)),
+            s,
+            first,
+        );
         bench.prefill("parallel/gla", &with(Form::ChunkParallel, None, gla(dim)), s, first);
-        bench.prefill("chunk8/lightning", &with(Form::ChunkLoop, Some(8), lightning(heads)), s, first);
+        bench.prefill(
+            "chunk8/lightning",
+            &with(Form::ChunkLoop, Some(8), lightning(heads)),
+            s,
+            first,
+        );
         bench.prefill("chunk8/gla", &with(Form::ChunkLoop, Some(8), gla(dim)), s, first);
-        bench.prefill("delta", &LinearAttention { update: Update::Delta, ..LinearAttention { decay: Decay::None, ..simple.clone() } }, s, first);
-        bench.prefill("gated_delta", &LinearAttention { update: Update::Delta, ..simple }, s, first);
+        bench.prefill(
+            "delta",
+            &LinearAttention {
+                update: Update::Delta,
+                ..LinearAttention { decay: Decay::None, ..simple.clone() }
+            },
+            s,
+            first,
+        );
+        bench.prefill(
+            "gated_delta",
+            &LinearAttention { update: Update::Delta, ..simple },
+            s,
+            first,
+        );
         let one = LinearAttentionShape::new(1, t, 1, dim, dim);
         bench.prefill("auto_one_head/gla", &with(Form::Auto, None, gla(dim)), one, first);
         bench.prefill("loop_one_head/gla", &gla(dim), one, first);
         let s = LinearAttentionShape { seq_q: t / 4, seq_k: t / 4, ..s };
-        bench.prefill("recurrent/lightning", &with(Form::Recurrent, None, lightning(heads)), s, first);
+        bench.prefill(
+            "recurrent/lightning",
+            &with(Form::Recurrent, None, lightning(heads)),
+            s,
+            first,
+        );
         bench.prefill("recurrent/gla", &with(Form::Recurrent, None, gla(dim)), s, first);
         for sequences in [1, 8, 64] {
-            bench.decode("gla", &LinearAttention { form: Form::Auto, ..gla(dim) }, sequences, heads, dim);
+            bench.decode(
+                "gla",
+                &LinearAttention { form: Form::Auto, ..gla(dim) },
+                sequences,
+                heads,
+                dim,
+            );
         }
         let lengths: &[u32] = if bench.quick { &[64] } else { &[4096, 16384] };
         for &t in lengths {
             let s = LinearAttentionShape::new(1, t, heads, dim, dim);
             if let Some(flash) = bench.flash(t, heads, dim)
-                && let Some(linear) = bench.prefill("vs_flash/lightning", &lightning(heads), s, first)
+                && let Some(linear) =
+                    bench.prefill("vs_flash/lightning", &lightning(heads), s, first)
             {
-                println!("  causal flash attention takes {:.1} times as long at {t} tokens", flash / linear);
+                println!(
+                    "  causal flash attention takes {:.1} times as long at {t} tokens",
+                    flash / linear
+                );
             }
         }
     }

@@ -280,13 +280,8 @@ impl Fused {
             need: count,
             limit: u32::MAX.into(),
         })?;
-        let mut params = Params {
-            count,
-            channels,
-            pad: [0; 2],
-            rows: [[0; 4]; 8],
-            weights: [[0; 4]; 8],
-        };
+        let mut params =
+            Params { count, channels, pad: [0; 2], rows: [[0; 4]; 8], weights: [[0; 4]; 8] };
         let place = |view: &TensorView<'_, 3>, bound: &Bound<'_>| {
             let [b, c, _] = view.strides_u32();
             [b, c, bound.offset, 0]

@@ -2,7 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::{ShNormalization, check_degree, fused::{interned, store_each}, program::literal};
+use super::{
+    ShNormalization, check_degree,
+    fused::{interned, store_each},
+    program::literal,
+};
 use crate::{
     Context, DType, Error, Result, Tensor, TensorView,
     dispatch::{Resource, dispatch, distinct_outputs, fold},

@@ -346,7 +346,7 @@ impl Program {
             }
         }
         if self.sampling == Sampling::Fourier {
-            self.from_fourier(&mut body);
+            self.project_fourier(&mut body);
         }
         for k in (self.live_out() + 1).pow(2)..(self.lmax_out + 1).pow(2) {
             let _ = writeln!(body, "let z{k} = 0.0;");
@@ -449,14 +449,7 @@ impl Program {
 
     /// One parallel: from the orders of the fields, `f0c3n` and so on, to those of their product,
     /// `hc3n` and so on; `side` is the last letter.
-    fn parallel(
-        &self,
-        body: &mut String,
-        fields: &[Field],
-        out: &Field,
-        side: &str,
-        quarter: u32,
-    ) {
+    fn parallel(&self, body: &mut String, fields: &[Field], out: &Field, side: &str, quarter: u32) {
         let trig = |m: u32, j: u32, cos: bool| longitude(m, cos, j, quarter);
         for j in 0..quarter {
             // folded over the four longitudes: (cos even, cos odd, sin even, sin odd)
@@ -505,8 +498,7 @@ impl Program {
                 _ => "w",
             };
             let terms = (0..quarter).map(|j| {
-                let factor =
-                    if m == 0 { String::new() } else { literal(trig(m, j, sign == 'c')) };
+                let factor = if m == 0 { String::new() } else { literal(trig(m, j, sign == 'c')) };
                 (factor, format!("g{j}{side}.{component}"))
             });
             let sum = products(&terms.collect::<Vec<_>>());
@@ -515,7 +507,7 @@ impl Program {
     }
 
     /// Coefficients of the output from the product's Fourier series.
-    fn from_fourier(&self, body: &mut String) {
+    fn project_fourier(&self, body: &mut String) {
         for l in 0..=self.live_out() {
             for m in 0..=l {
                 let back = series_projection(l, m, self.degree());
@@ -617,7 +609,7 @@ pub(crate) fn series_projection(l: u32, m: u32, degree: u32) -> Vec<f64> {
                 .zip(&c)
                 .map(|(u, c)| {
                     let (difference, sum) = (half_range(u - s), half_range(u + s));
-                    0.5 * c * if m % 2 == 0 { difference + sum } else { difference - sum }
+                    0.5 * c * if m.is_multiple_of(2) { difference + sum } else { difference - sum }
                 })
                 .sum();
             2.0 * PI * sum

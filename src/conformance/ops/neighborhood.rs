@@ -6,7 +6,7 @@ use crate::conformance::run::{Outcome, Stop};
 use crate::neighborhood::{
     Border, NeighborhoodArgs, NeighborhoodAttention, NeighborhoodShape, RelativeBias,
 };
-use crate::{Context, DType, Layout, Result, Tensor};
+use crate::{Context, DType, Result, Tensor};
 
 /// The function of an operator of this family.
 pub(super) fn find(op: &str) -> Option<Op> {
@@ -80,7 +80,9 @@ fn natten<const D: usize, const R: usize, const L: usize>(
 
 /// One value for each axis.
 fn axes<T: Copy, const D: usize>(name: &str, values: &[T]) -> Result<[T; D], Stop> {
-    values.try_into().map_err(|_| Stop::Refused(format!("{name}: expected {D} axes, got {}", values.len())))
+    values
+        .try_into()
+        .map_err(|_| Stop::Refused(format!("{name}: expected {D} axes, got {}", values.len())))
 }
 
 /// Maps `[b, .., (h d)]` of a case, whose channels are heads of `d`.
@@ -176,7 +178,8 @@ fn maxvit(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
 fn halo(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     let maps = Maps::<2, 5>::read::<4>(ctx, case, dtype)?;
     let (block, halo) = (case.param_u32("block")?, case.param_u32("halo")?);
-    let op = NeighborhoodAttention::halo(maps.shape.spatial, [block; 2], [halo; 2], Border::Masked)?;
+    let op =
+        NeighborhoodAttention::halo(maps.shape.spatial, [block; 2], [halo; 2], Border::Masked)?;
     let mut op = NeighborhoodAttention { scale: case.param_f32("scale")?, dtype, ..op };
     let mut bias = None;
     if case.tensor("in.rel_h").is_some() {
