@@ -1,5 +1,7 @@
 //! Gaunt products, spherical harmonics and their transforms on every adapter and tier, against the
 //! f64 reference.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
+#![allow(clippy::needless_range_loop, reason = "indices are those of the formula")]
 
 mod common;
 
