@@ -104,6 +104,8 @@ struct Row {
     id: String,
     seconds: f64,
     flops: f64,
+    /// Multiply-add rate of the device around this case: machines drift, so each has its own.
+    peak: f64,
     first: Duration,
 }
 
@@ -124,8 +126,6 @@ fn main() -> Result<()> {
         .filter(|&tier| opened.with_tier(tier).is_ok())
         .collect();
     let mut rows = Vec::new();
-    // the peak before and after: machines drift
-    let mut peaks = vec![multiply_add_peak(&opened)?];
     for &n in lengths {
         let shape = AttentionShape::self_attention(1, n, 8, 64);
         for mask in [Mask::None, CAUSAL] {
@@ -142,24 +142,22 @@ fn main() -> Result<()> {
                 }
             }
         }
-        peaks.push(multiply_add_peak(&opened)?);
     }
     criterion.final_summary();
-    let peak = median(&mut peaks);
+    println!("\npeak: the multiply-add rate measured right before and after the case, their mean");
     println!(
-        "\nmultiply-add peak, measured in this run: {:.1} GFLOP/s (median of {})",
-        peak / 1e9,
-        peaks.len()
+        "{:36} {:>10} {:>9} {:>9} {:>8} {:>12}",
+        "case", "ms", "GFLOP/s", "peak", "of peak", "first use"
     );
-    println!("{:36} {:>10} {:>9} {:>8} {:>12}", "case", "ms", "GFLOP/s", "of peak", "first use");
     for row in &rows {
         let rate = row.flops / row.seconds;
         println!(
-            "{:36} {:>10.2} {:>9.1} {:>7.1}% {:>10.2} s",
+            "{:36} {:>10.2} {:>9.1} {:>9.1} {:>7.1}% {:>10.2} s",
             row.id,
             row.seconds * 1e3,
             rate / 1e9,
-            100.0 * rate / peak,
+            row.peak / 1e9,
+            100.0 * rate / row.peak,
             row.first.as_secs_f64()
         );
     }
@@ -214,12 +212,16 @@ fn bench(
     assert!(error <= 2.0 * plain.max(1.2e-7), "{id}: error {error:.1e}, plain {plain:.1e}");
 
     let flops = problem.shape.flops(mask);
+    let before = std::cell::Cell::new(0.0);
     let samples = RefCell::new(Vec::new());
     let mut group = criterion.benchmark_group("attention");
     group.throughput(Throughput::Elements(flops as u64));
     group.bench_function(&id, |b| {
         b.iter_custom(|iterations| {
             let mut total = 0.0;
+            if before.get() == 0.0 {
+                before.set(multiply_add_peak(ctx).unwrap_or(f64::NAN));
+            }
             for _ in 0..iterations {
                 let timing = time(ctx, 1, |pass| plan.encode_pass(ctx, pass, &args));
                 let seconds = timing.map_or(f64::NAN, |t| t.seconds);
@@ -231,7 +233,11 @@ fn bench(
     });
     group.finish();
     let mut samples = samples.into_inner();
-    Ok((!samples.is_empty()).then(|| Row { id, seconds: median(&mut samples), flops, first }))
+    if samples.is_empty() {
+        return Ok(None);
+    }
+    let peak = f64::midpoint(before.get(), multiply_add_peak(ctx)?);
+    Ok(Some(Row { id, seconds: median(&mut samples), flops, peak, first }))
 }
 
 /// Errors of both tiers in each element type, next to a plain loop's in the same type.

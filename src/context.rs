@@ -185,6 +185,12 @@ impl Context {
         lock(&self.shared.kernels).len()
     }
 
+    /// Drops the compiled kernels that no plan uses at this moment; they are compiled again when
+    /// next needed. Software drivers hold tens of megabytes for each.
+    pub fn forget_kernels(&self) {
+        lock(&self.shared.kernels).clear();
+    }
+
     /// A buffer of at least `bytes` bytes (rounded up to 16, never empty), zeroed.
     pub(crate) fn create_buffer(
         &self,

@@ -221,6 +221,7 @@ fn head_sizes() {
         ] {
             let options = Attention { mask: BOTTOM_RIGHT, ..Default::default() };
             Problem::new(shape(1, [19, 23], [2, 1], dims), options).check(device, &mut rng);
+            device.ctx.forget_kernels();
         }
     }
 }
@@ -265,6 +266,7 @@ fn random_problems() {
             println!("seed {}", 1000 + seed);
             problem.check(device, &mut rng);
         }
+        device.ctx.forget_kernels();
     }
 }
 
@@ -293,6 +295,7 @@ fn every_supported_tile_is_right() {
                 Attention { tiles: Some(tiles), mask: BOTTOM_RIGHT, ..Default::default() };
             Problem::new(s, options).check(device, &mut rng);
         }
+        device.ctx.forget_kernels();
     }
 }
 
