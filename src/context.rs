@@ -185,8 +185,7 @@ impl Context {
         lock(&self.shared.kernels).len()
     }
 
-    /// Drops the compiled kernels that no plan uses at this moment; they are compiled again when
-    /// next needed. Software drivers hold tens of megabytes for each.
+    /// Drops the compiled kernels; plans stay valid and compile them again when next encoded. Software drivers hold tens of megabytes for each.
     pub fn forget_kernels(&self) {
         lock(&self.shared.kernels).clear();
     }

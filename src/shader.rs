@@ -38,6 +38,7 @@ pub(crate) use source;
 /// Files of pure functions, appended where a kernel names them.
 const LIBS: &[Source] = &[
     source!("lib/element.wgsl"),
+    source!("lib/exp2.wgsl"),
     source!("lib/index.wgsl"),
     source!("lib/linear.wgsl"),
     source!("lib/window.wgsl"),

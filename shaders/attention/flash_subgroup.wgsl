@@ -18,6 +18,8 @@ const LANES: u32 = 8u; // @spec
 const K_REGS: u32 = 8u; // @spec
 const V_REGS: u32 = 8u; // @spec
 const CAUSAL: bool = false; // @spec
+// exp2 by multiply-adds
+const SOFT_EXP2: bool = false; // @spec
 // indices of unrolled blocks
 const C: u32 = 0u;
 const I: u32 = 0u;
@@ -141,11 +143,11 @@ fn flash_subgroup(
             s[I * BLOCK_K + J] = select(HIDDEN, s[I * BLOCK_K + J], start + J < limit[I]);
             top = max(top, s[I * BLOCK_K + J]);
             // @end
-            shrink[I] = exp2(max(m[I] - top, -200.0));
+            shrink[I] = weight(m[I] - top);
             m[I] = top;
             var sum = 0.0;
             // @unroll J BLOCK_K
-            s[I * BLOCK_K + J] = select(0.0, exp2(max(s[I * BLOCK_K + J] - top, -200.0)), start + J < limit[I]);
+            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - top), start + J < limit[I]);
             sum += s[I * BLOCK_K + J];
             // @end
             l[I] = fma(l[I], shrink[I], sum);
@@ -198,6 +200,15 @@ fn flash_subgroup(
         }
     }
     // @end
+}
+
+// 2^x for x <= 0.
+fn weight(x: f32) -> f32 {
+    if SOFT_EXP2 {
+        return exp2_fma(x);
+    }
+    // far below, where every exp2 gives 0 and none may give anything else
+    return exp2(max(x, -200.0));
 }
 
 // Infinities and NaN, told by their bits, become 0.

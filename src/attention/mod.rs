@@ -202,6 +202,8 @@ pub struct AttentionPlan {
     tier: Tier,
     tiles: Tiles,
     scale: f32,
+    /// The device's own exp2 is dear.
+    soft_exp2: bool,
     /// Lanes that load for their subgroup.
     lanes: u32,
     /// Keys staged at a time by the portable kernel.
@@ -288,7 +290,16 @@ impl Attention {
         }
         let lanes = caps.subgroup.map_or(1, |(min, _)| min.min(32));
         let tile_k = tile_k(caps, &shape, tiles);
-        Ok(AttentionPlan { shape, options: *self, tier: caps.tier, tiles, scale, lanes, tile_k })
+        Ok(AttentionPlan {
+            shape,
+            options: *self,
+            tier: caps.tier,
+            tiles,
+            scale,
+            soft_exp2: caps.cpu,
+            lanes,
+            tile_k,
+        })
     }
 
     /// Tiles that [`Attention::tiles`] accepts for this problem on such a device, the planner's
@@ -519,6 +530,7 @@ impl AttentionPlan {
             ("QUERIES", number(t.queries)),
             ("BLOCK_K", number(t.block_k)),
             ("CAUSAL", causal),
+            ("SOFT_EXP2", self.soft_exp2.to_string()),
         ];
         let tensors = vec![q, k, v, o, ("lse", f32_decl(lse))];
         if self.tier == Tier::Subgroup {
