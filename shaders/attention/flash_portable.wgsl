@@ -19,6 +19,8 @@ const STAGED: bool = true; // @spec
 const K_STAGE: u32 = 16u; // @spec
 const V_STAGE: u32 = 16u; // @spec
 const CAUSAL: bool = false; // @spec
+// some row does not see some key of some block: causal, or keys that do not fill the last block
+const PARTIAL: bool = false; // @spec
 // exp2 by multiply-adds
 const SOFT_EXP2: bool = false; // @spec
 // indices of unrolled blocks
@@ -158,14 +160,14 @@ fn flash_portable(
             {
                 var top = m[I];
                 // @unroll J BLOCK_K
-                s[I * BLOCK_K + J] = select(HIDDEN, s[I * BLOCK_K + J], start + J < limit[I]);
+                s[I * BLOCK_K + J] = select(HIDDEN, s[I * BLOCK_K + J], !PARTIAL || start + J < limit[I]);
                 top = max(top, s[I * BLOCK_K + J]);
                 // @end
                 shrink[I] = weight(m[I] - top);
                 m[I] = top;
                 var sum = 0.0;
                 // @unroll J BLOCK_K
-                s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - top), start + J < limit[I]);
+                s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - top), !PARTIAL || start + J < limit[I]);
                 sum += s[I * BLOCK_K + J];
                 // @end
                 l[I] = fma(l[I], shrink[I], sum);
@@ -173,7 +175,7 @@ fn flash_portable(
             // @end
 
             // where some row does not see some key, its weight is 0, but 0 * NaN is NaN
-            let partial = start + BLOCK_K > first_limit;
+            let partial = PARTIAL && start + BLOCK_K > first_limit;
             // @unroll C DV4
             {
                 var x: array<vec4<f32>, BLOCK_K>;

@@ -18,6 +18,8 @@ const LANES: u32 = 8u; // @spec
 const K_REGS: u32 = 8u; // @spec
 const V_REGS: u32 = 8u; // @spec
 const CAUSAL: bool = false; // @spec
+// some row does not see some key of some block: causal, or keys that do not fill the last block
+const PARTIAL: bool = false; // @spec
 // exp2 by multiply-adds
 const SOFT_EXP2: bool = false; // @spec
 // indices of unrolled blocks
@@ -108,11 +110,28 @@ fn flash_subgroup(
     // @end
     // @end
 
+    // where this lane's chunks of the first block lie, and the same chunk of the last row: rows
+    // past the end repeat it. Written out of the loop by hand, for drivers that leave such in.
+    var k_first: array<u32, K_REGS>;
+    var k_last: array<u32, K_REGS>;
+    // @unroll R K_REGS
+    k_first[R] = k_base + row_of(R * LANES + lane, D4) * params.k.y + chunk_of(R * LANES + lane, D4);
+    k_last[R] = k_base + (params.seq_k - 1u) * params.k.y + chunk_of(R * LANES + lane, D4);
+    // @end
+    var v_first: array<u32, V_REGS>;
+    var v_last: array<u32, V_REGS>;
+    // @unroll R V_REGS
+    v_first[R] = v_base + row_of(R * LANES + lane, DV4) * params.v.y + chunk_of(R * LANES + lane, DV4);
+    v_last[R] = v_base + (params.seq_k - 1u) * params.v.y + chunk_of(R * LANES + lane, DV4);
+    // @end
+
+    var k_step = 0u;
+    var v_step = 0u;
     for (var start = 0u; start < last; start += BLOCK_K) {
         // [BLOCK_K, D4] spread over the lanes
         var rows: array<vec4<f32>, K_REGS>;
         // @unroll R K_REGS
-        rows[R] = k_chunk(k_base, start, R * LANES + lane);
+        rows[R] = k_load4n(min(k_first[R] + k_step, k_last[R]), min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
         // @end
         var s: array<f32, QUERIES * BLOCK_K>;
         // @unroll I QUERIES
@@ -140,14 +159,14 @@ fn flash_subgroup(
         {
             var top = m[I];
             // @unroll J BLOCK_K
-            s[I * BLOCK_K + J] = select(HIDDEN, s[I * BLOCK_K + J], start + J < limit[I]);
+            s[I * BLOCK_K + J] = select(HIDDEN, s[I * BLOCK_K + J], !PARTIAL || start + J < limit[I]);
             top = max(top, s[I * BLOCK_K + J]);
             // @end
             shrink[I] = weight(m[I] - top);
             m[I] = top;
             var sum = 0.0;
             // @unroll J BLOCK_K
-            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - top), start + J < limit[I]);
+            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - top), !PARTIAL || start + J < limit[I]);
             sum += s[I * BLOCK_K + J];
             // @end
             l[I] = fma(l[I], shrink[I], sum);
@@ -157,10 +176,10 @@ fn flash_subgroup(
         // [BLOCK_K, DV4] spread over the lanes
         var values: array<vec4<f32>, V_REGS>;
         // @unroll R V_REGS
-        values[R] = v_chunk(v_base, start, R * LANES + lane);
+        values[R] = v_load4n(min(v_first[R] + v_step, v_last[R]), min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
         // @end
         // where some row does not see some key, its weight is 0, but 0 * NaN is NaN
-        if start + BLOCK_K > first_limit {
+        if PARTIAL && start + BLOCK_K > first_limit {
             // @unroll R V_REGS
             values[R] = finite(values[R]);
             // @end
@@ -182,6 +201,8 @@ fn flash_subgroup(
             // @end
         }
         // @end
+        k_step += BLOCK_K * params.k.y;
+        v_step += BLOCK_K * params.v.y;
     }
 
     // @unroll I QUERIES
@@ -225,19 +246,12 @@ fn visible_keys(row: u32) -> u32 {
     return u32(clamp(i32(row) + params.diagonal + 1, 0, i32(params.seq_k)));
 }
 
-// Chunk `index` of the [BLOCK_K, D4] key block that begins at row `start`; rows past the end
-// repeat the last, chunks past the block its first.
-fn k_chunk(base: u32, start: u32, index: u32) -> vec4<f32> {
-    let inside = select(0u, index, index < BLOCK_K * D4);
-    let key = min(start + inside / D4, params.seq_k - 1u);
-    let chunk = (inside % D4) * 4u;
-    return k_load4n(base + key * params.k.y + chunk, min(4u, HEAD_DIM - chunk));
+// Row of a block, and first element in it, of the block's chunk `index`, with `chunks` to a row;
+// chunks past the block repeat its first.
+fn row_of(index: u32, chunks: u32) -> u32 {
+    return select(0u, index / chunks, index < BLOCK_K * chunks);
 }
 
-// The same of the value block.
-fn v_chunk(base: u32, start: u32, index: u32) -> vec4<f32> {
-    let inside = select(0u, index, index < BLOCK_K * DV4);
-    let key = min(start + inside / DV4, params.seq_k - 1u);
-    let chunk = (inside % DV4) * 4u;
-    return v_load4n(base + key * params.v.y + chunk, min(4u, HEAD_DIM_V - chunk));
+fn chunk_of(index: u32, chunks: u32) -> u32 {
+    return select(0u, (index % chunks) * 4u, index < BLOCK_K * chunks);
 }

@@ -445,7 +445,10 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
         (true, Tier::Portable) => 32,
         (false, _) => widest.max(64),
     };
-    Tiles { workgroup: workgroup.min(caps.invocations), queries, block_k }
+    let workgroup = workgroup.min(caps.invocations);
+    // no more rows to an invocation than there are: a short problem compiles faster, too
+    let queries = queries.min(shape.seq_q.div_ceil(workgroup.max(1)).max(1).next_power_of_two());
+    Tiles { workgroup, queries, block_k }
 }
 
 impl AttentionPlan {
@@ -521,6 +524,7 @@ impl AttentionPlan {
             ];
         }
         let (d4, dv4) = (s.head_dim.div_ceil(4), s.head_dim_v.div_ceil(4));
+        let ragged = !s.seq_k.is_multiple_of(t.block_k);
         let mut spec = vec![
             ("HEAD_DIM", number(s.head_dim)),
             ("HEAD_DIM_V", number(s.head_dim_v)),
@@ -530,6 +534,7 @@ impl AttentionPlan {
             ("QUERIES", number(t.queries)),
             ("BLOCK_K", number(t.block_k)),
             ("CAUSAL", causal),
+            ("PARTIAL", (self.options.mask != Mask::None || ragged).to_string()),
             ("SOFT_EXP2", self.soft_exp2.to_string()),
         ];
         let tensors = vec![q, k, v, o, ("lse", f32_decl(lse))];
