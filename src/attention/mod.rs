@@ -433,7 +433,7 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
         _ => 1,
     };
     let block_k = match (caps.cpu, wide) {
-        (true, ..=32) => 8,
+        (true, ..=32) => 4,
         (true, ..=64) => 2,
         (_, ..=64) => 4,
         _ => 2,
