@@ -161,27 +161,57 @@ fn main() -> Result<()> {
             row.first.as_secs_f64()
         );
     }
-    let seconds = |id: String| rows.iter().find(|r| r.id == id).map(|r| r.seconds);
-    println!("\n{:>6} {:10} {:>16} {:>18}", "length", "tier", "causal / full", "unfused / full");
+    println!("\nratios of runs taken turn about, medians of the pairs");
+    println!("{:>6} {:10} {:>16} {:>18}", "length", "tier", "causal / full", "unfused / full");
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     for &n in lengths {
-        for tier in &tiers {
-            let get = |name: &str, mask: &str| seconds(format!("{name}/{mask}/b1_t{n}_h8_d64"));
-            if let (Some(full), Some(causal), Some(unfused)) =
-                (get(tier.name(), "full"), get(tier.name(), "causal"), get("unfused", "full"))
-            {
-                println!(
-                    "{n:>6} {:10} {:>16.2} {:>18.1}",
-                    tier.name(),
-                    causal / full,
-                    unfused / full
-                );
-            }
+        if filter.as_ref().is_some_and(|f| !format!("t{n}_").contains(f.as_str())) {
+            continue;
+        }
+        let shape = AttentionShape::self_attention(1, n, 8, 64);
+        for &tier in &tiers {
+            let ctx = opened.with_tier(tier)?;
+            let problem = Problem::new::<f32>(&ctx, shape)?;
+            let full = Attention::default();
+            let causal = Attention { mask: CAUSAL, ..full };
+            let unfused = Attention { algorithm: Algorithm::Unfused, ..full };
+            let samples = if quick { 1 } else { 15 };
+            let causal = paired(&ctx, &problem, causal, full, samples)?;
+            let unfused = paired(&ctx, &problem, unfused, full, samples.min(3))?;
+            println!("{n:>6} {:10} {causal:>16.2} {unfused:>18.1}", tier.name());
         }
     }
     if std::env::args().skip(1).all(|a| a.starts_with('-')) {
         accuracy(&opened, &tiers, if quick { 64 } else { 1024 })?;
     }
     Ok(())
+}
+
+/// Median of `time of a / time of b` over runs taken turn about, so that both see the same machine.
+fn paired(
+    ctx: &Context,
+    problem: &Problem,
+    a: Attention,
+    b: Attention,
+    samples: u32,
+) -> Result<f64> {
+    let plans = [a.plan(ctx, problem.shape)?, b.plan(ctx, problem.shape)?];
+    let bytes = plans[0].scratch_bytes().max(plans[1].scratch_bytes());
+    let scratch = Tensor::<1>::zeros(ctx, [bytes as u32 / 4], DType::F32)?;
+    let args = AttentionArgs {
+        scratch: Some(scratch.buffer()),
+        ..AttentionArgs::new(problem.q.view(), problem.k.view(), problem.v.view(), problem.o.view())
+    };
+    let mut ratios = Vec::new();
+    for sample in 0..=samples {
+        let [a, b] = [&plans[0], &plans[1]]
+            .map(|plan| time(ctx, 1, |pass| plan.encode_pass(ctx, pass, &args)).map(|t| t.seconds));
+        // the first pair pays for compilation
+        if sample > 0 {
+            ratios.push(a? / b?);
+        }
+    }
+    Ok(median(&mut ratios))
 }
 
 /// Checks the result, then times it; `None` if a filter leaves the case out.
