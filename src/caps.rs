@@ -70,9 +70,16 @@ pub struct Caps {
     ///
     /// Mesa's llvmpipe before release 25 ends every loop, in silence, after about 65,535 trips.
     pub loop_trips: u64,
+    /// Unrolled steps of four multiply-adds that the driver's compiler takes in a second or so.
+    ///
+    /// SwiftShader's needs minutes and gigabytes where others need a tenth of a second.
+    pub unrolled: u32,
     /// The device is a CPU: loads are dear, arithmetic and subgroup broadcasts cheap.
     pub cpu: bool,
 }
+
+/// Beyond this no compiler finishes in good time.
+const UNROLLED: u32 = 8192;
 
 impl Caps {
     /// The least that any WebGPU device offers: portable tier.
@@ -91,6 +98,7 @@ impl Caps {
             timestamps: false,
             matrix_shapes: Vec::new(),
             loop_trips: u64::MAX,
+            unrolled: UNROLLED,
             cpu: false,
         }
     }
@@ -121,6 +129,7 @@ impl Caps {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             matrix_shapes: Vec::new(),
             loop_trips: loop_trips(&info),
+            unrolled: if info.name.contains("SwiftShader") { 64 } else { UNROLLED },
             cpu: info.device_type == wgpu::DeviceType::Cpu,
         }
     }

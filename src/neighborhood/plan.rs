@@ -263,8 +263,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
             (Algorithm::Fused, Some(tiles)) => {
                 let simulation = fastest(&tiles)?;
                 let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
-                let unrolled =
-                    u64::from(chunks) * u64::from(tiles.slots) * u64::from(tiles.block_k);
+                let unrolled = tiles.unrolled(shape.head_dim, shape.head_dim_v);
                 // register tiles are written out: beyond this no compiler finishes
                 if tiles.lanes > caps.invocations || unrolled > 8192 {
                     let problem = format!(

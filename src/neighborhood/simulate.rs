@@ -42,10 +42,16 @@ pub struct KernelCost {
     pub query: f64,
     /// Starting a workgroup.
     pub workgroup: f64,
+    /// Compiling one unrolled step of four multiply-adds, as its share of one run: small problems
+    /// want small kernels.
+    pub compile: f64,
     /// Workgroups that keep the device busy; with fewer, time grows in proportion.
     pub busy: f64,
     /// Vectors of four that an invocation can hold for queries and accumulators.
     pub registers: u32,
+    /// The most unrolled steps of four multiply-adds that the compiler can take
+    /// ([`Caps::unrolled`]).
+    pub unrolled: u32,
 }
 
 impl KernelCost {
@@ -61,8 +67,10 @@ impl KernelCost {
                 rescale: 1.0,
                 query: 40.0,
                 workgroup: 5000.0,
+                compile: 200.0,
                 busy: 16.0,
                 registers: 128,
+                unrolled: caps.unrolled,
             }
         } else {
             Self {
@@ -71,8 +79,10 @@ impl KernelCost {
                 rescale: 1.0,
                 query: 4.0,
                 workgroup: 500.0,
+                compile: 20.0,
                 busy: 1024.0,
                 registers: 48,
+                unrolled: caps.unrolled,
             }
         }
     }
@@ -216,6 +226,12 @@ impl<const D: usize> NeighborhoodTiles<D> {
             *cut = Cut { axis: op.axis(a, spatial[a]), tile: self.tile[a] };
         }
         cuts
+    }
+
+    /// Steps of four multiply-adds that the kernel's text has unrolled.
+    pub(super) fn unrolled(&self, head_dim: u32, head_dim_v: u32) -> u32 {
+        let chunks = head_dim.div_ceil(4).saturating_add(head_dim_v.div_ceil(4));
+        chunks.saturating_mul(self.slots).saturating_mul(self.block_k)
     }
 
     /// The axes, walk axis first.
@@ -392,7 +408,8 @@ impl<const D: usize> NeighborhoodAttention<D> {
             full: problems * tokens * (tokens + u64::from(shape.extra_tokens)),
             trips,
             aligned: aligned(&cuts),
-            cost: work * (cost.busy / workgroups as f64).max(1.0),
+            cost: work * (cost.busy / workgroups as f64).max(1.0)
+                + cost.compile * f64::from(tiles.unrolled(shape.head_dim, shape.head_dim_v)),
         }
     }
 
@@ -410,8 +427,15 @@ impl<const D: usize> NeighborhoodAttention<D> {
         self.check(shape)?;
         let per_slot = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
         let most = (cost.registers / per_slot).clamp(1, 8);
+        let fits = |slots: u32, block_k: u32| {
+            u64::from(per_slot) * u64::from(slots) * u64::from(block_k) <= u64::from(cost.unrolled)
+                || (slots == 1 && block_k == 1)
+        };
         let mut found: Vec<Candidate<D>> = Vec::new();
         let mut consider = |tiles: NeighborhoodTiles<D>| {
+            if !fits(tiles.slots, tiles.block_k) {
+                return;
+            }
             if tiles.check(self, shape).is_ok() && !found.iter().any(|c| c.tiles == tiles) {
                 found.push(Candidate { tiles, simulation: self.count(shape, &tiles, cost) });
             }
@@ -437,7 +461,18 @@ impl<const D: usize> NeighborhoodAttention<D> {
                             self.kernel_size.iter().map(|&k| u64::from(k)).product(),
                             per_slot,
                         );
-                        consider(NeighborhoodTiles { axis, tile: shared, slots, block_k, lanes });
+                        for block_k in [block_k, 2, 1] {
+                            let small = block_k < 4;
+                            if !small || !fits(slots, 4) {
+                                consider(NeighborhoodTiles {
+                                    axis,
+                                    tile: shared,
+                                    slots,
+                                    block_k,
+                                    lanes,
+                                });
+                            }
+                        }
                     }
                 }
             }
@@ -468,8 +503,11 @@ impl<const D: usize> NeighborhoodAttention<D> {
                             longest[axis].next_multiple_of(rows_of_group).min(LONGEST_WALK);
                         loop {
                             tile[axis] = rows;
-                            for block_k in [4, 8] {
-                                if block_k == 4 || per_slot <= 16 {
+                            for block_k in [1, 2, 4, 8] {
+                                if block_k == 4
+                                    || (block_k == 8 && per_slot <= 16)
+                                    || (block_k < 4 && !fits(slots, 4))
+                                {
                                     consider(NeighborhoodTiles {
                                         axis,
                                         tile,
@@ -545,8 +583,10 @@ mod tests {
         rescale: 1.0,
         query: 40.0,
         workgroup: 5000.0,
+        compile: 0.0,
         busy: 1.0,
         registers: 128,
+        unrolled: 8192,
     };
 
     /// A walk by brute force: every key that a group must see is seen exactly once by it.
