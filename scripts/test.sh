@@ -6,7 +6,7 @@
 #
 #   TILEWISE_ALLOW_NO_GPU=1   a machine without any adapter is no failure: what needs one is skipped
 #   CI=true                   installs and tests every software driver there is
-#   TILEWISE_TEST_MINUTES=40  gives up after so long
+#   TILEWISE_TEST_MINUTES=80  gives up after so long
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 scripts/setup.sh || exit 1
@@ -24,7 +24,7 @@ fi
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
-deadline=$((SECONDS + 60 * ${TILEWISE_TEST_MINUTES:-40}))
+deadline=$((SECONDS + 60 * ${TILEWISE_TEST_MINUTES:-80}))
 summary=()
 passed=0
 failed=0
