@@ -79,7 +79,7 @@ pub struct Caps {
 }
 
 /// Beyond this no compiler finishes in good time.
-const UNROLLED: u32 = 8192;
+pub(crate) const UNROLLED: u32 = 8192;
 
 impl Caps {
     /// The least that any WebGPU device offers: portable tier.

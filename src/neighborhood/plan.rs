@@ -10,6 +10,7 @@ use super::{
 use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView, Tier,
     attention::{Attention, AttentionArgs, AttentionPlan, AttentionShape},
+    caps::UNROLLED,
     dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
     shader::{Key, Source, source},
@@ -265,11 +266,11 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
                 let unrolled = tiles.unrolled(shape.head_dim, shape.head_dim_v);
                 // register tiles are written out: beyond this no compiler finishes
-                if tiles.lanes > caps.invocations || unrolled > 8192 {
+                if tiles.lanes > caps.invocations || unrolled > UNROLLED {
                     let problem = format!(
                         "at most {} lanes, and slots * block_k at most {} for these head sizes",
                         caps.invocations,
-                        8192 / chunks
+                        UNROLLED / chunks
                     );
                     return Err(Error::argument(OP, "tiles", problem));
                 }

@@ -736,6 +736,17 @@ mod tests {
                         let all = op.candidates(&shape, lanes, &COST).unwrap();
                         assert!(!all.is_empty(), "{shape:?} {lanes}");
                         assert!(all.is_sorted_by(|x, y| x.simulation.cost <= y.simulation.cost));
+                        // a compiler that takes little, and one that takes nothing
+                        for unrolled in [64, 0] {
+                            let weak = KernelCost { unrolled, ..COST };
+                            let all = op.candidates(&shape, lanes, &weak).unwrap();
+                            assert!(!all.is_empty(), "{shape:?} {lanes} {unrolled}");
+                            for Candidate { tiles, .. } in all {
+                                let steps = tiles.unrolled(shape.head_dim, shape.head_dim_v);
+                                let least = tiles.slots == 1 && tiles.block_k == 1;
+                                assert!(steps <= unrolled || least, "{tiles:?} {unrolled}");
+                            }
+                        }
                     }
                 }
             }
