@@ -9,7 +9,7 @@
 //! Bluestein's convolution at a smooth length of at least `2 n - 1`.
 
 use super::codelet::MAX_RADIX;
-use crate::{Caps, Tier};
+use crate::{Caps, Tier, caps::UNROLLED};
 
 /// Two complex numbers share one `vec4<f32>` throughout: which two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,16 +135,30 @@ fn workgroup_vec4s(caps: &Caps) -> u32 {
 impl Budget {
     fn of(caps: &Caps) -> Self {
         let shared = workgroup_vec4s(caps);
+        // long butterflies make long kernels, which some compilers cannot take
+        let weak = caps.unrolled < UNROLLED;
         Self {
             // a CPU spills registers to its nearest cache at little cost and pays for each
             // exchange through memory; a GPU the other way round
-            radix: if caps.cpu { MAX_RADIX / 2 } else { 16 },
-            alone: if caps.cpu { MAX_RADIX } else { 16 },
+            radix: if weak {
+                8
+            } else if caps.cpu {
+                MAX_RADIX / 2
+            } else {
+                16
+            },
+            alone: if weak {
+                8
+            } else if caps.cpu {
+                MAX_RADIX
+            } else {
+                16
+            },
             // where a load costs as much as dozens of shuffles; elsewhere workgroup memory is fast
             // and an invocation's registers are few
             lanes: caps
                 .subgroup
-                .filter(|_| caps.cpu && caps.tier == Tier::Subgroup)
+                .filter(|_| caps.cpu && !weak && caps.tier == Tier::Subgroup)
                 .map_or(1, |(min, _)| 1 << min.min(16).ilog2()),
             points: (2 * shared).min(4096),
             rows: shared.min(2048),
