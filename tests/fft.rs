@@ -173,12 +173,21 @@ fn fresh(ctx: &Context) -> Context {
     Context::from_wgpu(ctx.device.clone(), ctx.queue.clone()).with_caps(ctx.caps.clone())
 }
 
-/// Which of many lengths to try on device `d`: each on one device, in turn, and the short ones on
-/// all; with `TILEWISE_SLOW=1` all on all. A kernel takes most of a second to compile.
+/// Which of many lengths to try on device `d`: each on one of the devices that compile fast, in
+/// turn, the short ones on all, and a spread on those that compile slowly (seconds for a kernel);
+/// with `TILEWISE_SLOW=1` all on all.
 fn in_turn(d: usize, n: u32) -> bool {
-    let devices = common::devices().len();
-    let exhaustive = std::env::var("TILEWISE_SLOW").is_ok_and(|v| v == "1");
-    exhaustive || n <= 32 || n as usize % devices == d
+    if n <= 16 || std::env::var("TILEWISE_SLOW").is_ok_and(|v| v == "1") {
+        return true;
+    }
+    let most = tilewise::Caps::minimum().unrolled;
+    let all = common::devices();
+    let fast: Vec<usize> = (0..all.len()).filter(|&i| all[i].ctx.caps.unrolled >= most).collect();
+    match fast.iter().position(|&i| i == d) {
+        Some(place) => n as usize % fast.len() == place,
+        // alone on the machine, it takes them all
+        None => fast.is_empty() || n % 31 == 0,
+    }
 }
 
 #[test]
