@@ -173,21 +173,9 @@ fn fresh(ctx: &Context) -> Context {
     Context::from_wgpu(ctx.device.clone(), ctx.queue.clone()).with_caps(ctx.caps.clone())
 }
 
-/// Which of many lengths to try on device `d`: each on one of the devices that compile fast, in
-/// turn, the short ones on all, and a spread on those that compile slowly (seconds for a kernel);
-/// with `TILEWISE_SLOW=1` all on all.
+/// Which of many lengths to try on device `d`: the short ones on all, the others in turn.
 fn in_turn(d: usize, n: u32) -> bool {
-    if n <= 16 || std::env::var("TILEWISE_SLOW").is_ok_and(|v| v == "1") {
-        return true;
-    }
-    let most = tilewise::Caps::minimum().unrolled;
-    let all = common::devices();
-    let fast: Vec<usize> = (0..all.len()).filter(|&i| all[i].ctx.caps.unrolled >= most).collect();
-    match fast.iter().position(|&i| i == d) {
-        Some(place) => n as usize % fast.len() == place,
-        // alone on the machine, it takes them all
-        None => fast.is_empty() || n.is_multiple_of(31),
-    }
+    n <= 16 || common::in_turn(d, n, 31)
 }
 
 #[test]

@@ -59,6 +59,46 @@ pub fn devices() -> &'static [Device] {
     })
 }
 
+/// Whether every device is to take every case: `TILEWISE_SLOW=1`.
+pub fn slow() -> bool {
+    std::env::var("TILEWISE_SLOW").is_ok_and(|v| v == "1")
+}
+
+/// Whether device `device` takes a case that has this number: of the devices that compile fast each
+/// takes its turn; those that compile slowly (seconds for a kernel) take one in `spread`, unless
+/// there are no others. When [`slow`], all take all.
+pub fn in_turn(device: usize, case: u32, spread: u32) -> bool {
+    if slow() {
+        return true;
+    }
+    let most = tilewise::Caps::minimum().unrolled;
+    let all = devices();
+    let fast: Vec<usize> = (0..all.len()).filter(|&i| all[i].ctx.caps.unrolled >= most).collect();
+    match fast.iter().position(|&i| i == device) {
+        Some(place) => case as usize % fast.len() == place,
+        None => fast.is_empty() || case.wrapping_add(device as u32).is_multiple_of(spread),
+    }
+}
+
+/// Deals a test's cases over the devices, see [`in_turn`].
+pub struct Deal {
+    device: usize,
+    spread: u32,
+    case: u32,
+}
+
+impl Deal {
+    pub fn new(device: usize, spread: u32) -> Self {
+        Self { device, spread, case: 0 }
+    }
+
+    /// Whether this device takes the next case.
+    pub fn takes(&mut self) -> bool {
+        self.case += 1;
+        in_turn(self.device, self.case, self.spread)
+    }
+}
+
 /// A fixed generator (SplitMix64): the same numbers on every platform.
 pub struct Rng(pub u64);
 
