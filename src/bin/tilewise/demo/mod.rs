@@ -1,6 +1,7 @@
-//! `tilewise demo`: real work on a real photograph, each part checked.
+//! `tilewise demo`: real work on a real photograph and a real text, each part checked.
 
 mod denoise;
+mod stream;
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +10,10 @@ use tilewise::Context;
 
 use crate::{Failure, adapter};
 
-/// Work on a photograph with each family of kernels, and check the results.
+/// Work on a photograph and a text with each family of kernels, and check the results.
 ///
-/// Denoises by attention: every pixel looks at every other one. Each part prints what it measured
+/// Denoises by attention: every pixel looks at every other one. Streams a book through linear
+/// attention and predicts each byte from what came before. Each part prints what it measured
 /// and compares itself with the f64 reference; the command fails if a part does not hold.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -31,7 +33,7 @@ pub(crate) struct Args {
 /// One part: prints what it does, writes its pictures, returns an error if its check fails.
 type Part = fn(&Context, &RgbImage, &Path) -> Result<(), Failure>;
 
-const PARTS: [(&str, Part); 1] = [("denoise", denoise::run)];
+const PARTS: [(&str, Part); 2] = [("denoise", denoise::run), ("stream", stream::run)];
 
 /// Public domain; see assets/README.md.
 static PHOTOGRAPH: &[u8] = include_bytes!("../../../../assets/astronaut.png");
