@@ -2,7 +2,7 @@
 
 use crate::{
     Context, Result,
-    dispatch::{Resource, dispatch},
+    dispatch::{Resource, dispatch, fold},
     shader::{Key, source},
 };
 
@@ -164,4 +164,43 @@ pub fn multiply_add_peak(ctx: &Context) -> Result<f64> {
         best = best.max(flops / median(&mut samples));
     }
     Ok(best)
+}
+
+/// The rate at which the device copies one large buffer to another by a kernel of four floats to an
+/// invocation, in bytes/s, each byte read and each written counted. The median of a few runs.
+///
+/// # Errors
+/// Those of compiling and submitting, [`crate::Error::OutOfMemory`].
+#[cfg(not(target_arch = "wasm32"))]
+pub fn copy_rate(ctx: &Context) -> Result<f64> {
+    const OP: &str = "copy_rate";
+    const WORKGROUP: u32 = 64;
+    // larger than the caches, within every device's binding
+    let cells: u32 = if ctx.caps.cpu { 1 << 21 } else { 1 << 22 };
+    let bytes = u64::from(cells) * 16;
+    let [from, to] = [0, 1].map(|_| ctx.create_buffer(OP, bytes, wgpu::BufferUsages::STORAGE));
+    let (from, to) = (from?, to?);
+    let kernel = ctx.kernel(Key {
+        source: source!("measure/copy.wgsl"),
+        entry: "copy",
+        spec: vec![("WORKGROUP", format!("{WORKGROUP}u"))],
+        tensors: vec![],
+    })?;
+    let params: [u32; 4] = [cells, 0, 0, 0];
+    let groups = fold(OP, u64::from(cells / WORKGROUP), &ctx.caps)?;
+    let mut samples = Vec::new();
+    for sample in 0..6 {
+        let timing = time(ctx, 1, |pass| {
+            let resources = [&from, &to].map(|b| Resource::Buffer(b.as_entire_buffer_binding()));
+            dispatch(ctx, pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, groups)
+        })?;
+        // the first run pays for the driver's own compilation
+        if sample > 0 {
+            samples.push(timing.seconds);
+        }
+    }
+    // sizes are powers of two far below 2^53
+    #[expect(clippy::cast_precision_loss, reason = "exact")]
+    let moved = 2.0 * bytes as f64;
+    Ok(moved / median(&mut samples))
 }

@@ -39,7 +39,7 @@ fn mistakes_are_named() {
     let golden = golden.to_str().expect("a plain path");
     let empty = folder("cli-empty");
     let empty = empty.to_str().expect("a plain path");
-    let table: [(&[&str], &str); 9] = [
+    let table: [(&[&str], &str); 10] = [
         (&["conformance"], "--cases <DIR>"),
         (&["conformance", "--cases", "no/such"], "error: no/such: "),
         (&["conformance", "--cases", empty], "no .safetensors file"),
@@ -64,12 +64,13 @@ fn mistakes_are_named() {
             "[possible values: portable, subgroup]",
         ),
         (&["demo", "--part", "paint"], "[possible values: denoise"),
+        (&["bench", "gaunt", "--lmax", "17"], "17 is not in 1..=16"),
     ];
     for (args, want) in table {
         let said = refused(args);
         assert!(said.contains(want), "{args:?}: wanted {want:?} in {said}");
     }
-    for command in ["devices", "demo", "conformance"] {
+    for command in ["devices", "demo", "conformance", "bench"] {
         let help = tilewise(&[command, "--help"]);
         assert!(help.status.success());
         assert!(text(&help.stdout).contains("Examples:"), "{command}");
@@ -121,4 +122,36 @@ fn devices_are_listed_as_json() {
     for device in list.as_array().expect("a list") {
         assert!(device["name"].is_string() && device["tier"].is_string(), "{device}");
     }
+}
+
+#[test]
+fn gaunt_products_are_timed_and_drawn() {
+    let dir = folder("cli-bench");
+    let (json, plot) = (dir.join("gaunt.json"), dir.join("gaunt.svg"));
+    let output = Command::new(env!("CARGO_BIN_EXE_tilewise"))
+        .args(["bench", "gaunt", "--lmax", "2", "--products", "100", "--samples", "1"])
+        .arg("--json")
+        .arg(&json)
+        .arg("--plot")
+        .arg(&plot)
+        .output()
+        .expect("the program starts");
+    let said = text(&output.stderr);
+    if said.contains("no adapter found") {
+        let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+        assert!(allowed, "{said}");
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let list: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(json).expect("written")).expect("valid JSON");
+    let list = list.as_array().expect("a list");
+    assert!(list.len() >= 4, "{list:?}");
+    for case in list {
+        for route in ["table", "grid", "fourier"] {
+            assert!(case["seconds"][route].as_f64().is_some_and(|s| s > 0.0), "{case}");
+        }
+    }
+    let drawing = std::fs::read_to_string(plot).expect("written");
+    assert!(drawing.contains("<svg") && drawing.contains("fourier"), "{drawing:.200}");
 }

@@ -976,4 +976,10 @@ fn planner_prefers_the_table_at_small_degrees_only() {
     let forced =
         GauntTensorProduct { algorithm: Some(Algorithm::Fourier), ..GauntTensorProduct::new(1, 1) };
     assert_eq!(forced.select(&caps), Algorithm::Fourier);
+    // whatever the planner chooses, a vector product has a route
+    for (l, out) in (0..=4).flat_map(|l| (0..=2 * l).map(move |out| (l, out))) {
+        let vector =
+            GauntTensorProduct { coupling: Coupling::Vector, ..GauntTensorProduct::new(l, out) };
+        assert_ne!(vector.select(&caps), Algorithm::Fourier, "{l} to {out}");
+    }
 }

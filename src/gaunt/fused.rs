@@ -26,8 +26,8 @@ const WORKGROUP: u32 = 64;
 pub(crate) const MAX_INPUTS: usize = 7;
 
 /// Operations up to which the loop over parallels is written out with literal constants. Beyond,
-/// drivers take seconds to compile the text.
-const LITERAL_OPERATIONS: u64 = 3000;
+/// drivers take seconds to compile the text, and the loop is as fast or faster.
+const LITERAL_OPERATIONS: u64 = 2500;
 
 /// A fused product, designed for a device.
 #[derive(Debug)]

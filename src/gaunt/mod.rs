@@ -213,8 +213,13 @@ impl GauntTensorProduct {
 
     /// The algorithm that a plan on such a device uses.
     pub fn select(&self, caps: &Caps) -> Algorithm {
-        self.algorithm
-            .unwrap_or_else(|| product::select(caps, self.lmax1, self.lmax2, self.lmax_out))
+        self.algorithm.unwrap_or_else(|| {
+            match product::select(caps, self.lmax1, self.lmax2, self.lmax_out) {
+                // a vector product has no Fourier route
+                Algorithm::Fourier if self.coupling == Coupling::Vector => Algorithm::Grid,
+                chosen => chosen,
+            }
+        })
     }
 
     /// Checks the problem, chooses an algorithm, compiles.

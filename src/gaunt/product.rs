@@ -15,6 +15,9 @@ const FUSED_OPERATIONS: u64 = 90_000;
 /// Operations up to which the coefficients of the table route are written out.
 const TABLE_OPERATIONS: u64 = 6_000;
 
+/// Operations up to which the table is the planner's choice: degrees 1 and 1.
+const TABLE_CHOSEN: u64 = 100;
+
 /// A product by one route.
 #[derive(Debug)]
 pub(crate) struct Product {
@@ -33,13 +36,20 @@ enum Route {
     Staged(Box<Staged>),
 }
 
-/// The fastest algorithm for a product of two on a device, as measured. Pure.
+/// The fastest algorithm for a product of two, as measured on a software driver (docs/PERFORMANCE.md);
+/// devices do not differ enough for the choice to depend on them, as far as known. Pure.
 pub(crate) fn select(_caps: &Caps, lmax1: u32, lmax2: u32, lmax_out: u32) -> Algorithm {
-    // the grid's fixed cost pays from degree 3 or 4 on
-    if super::program::table_operations(lmax1, lmax2, lmax_out) <= 600 {
-        Algorithm::Table
-    } else {
-        Algorithm::Grid
+    let degrees = [lmax1, lmax2, lmax_out.min(lmax1 + lmax2)];
+    if lmax1.min(lmax2) == 0
+        || super::program::table_operations(lmax1, lmax2, lmax_out) <= TABLE_CHOSEN
+    {
+        return Algorithm::Table;
+    }
+    match degrees {
+        // a tenth faster than the grid, each
+        [3, 3, 3] => Algorithm::Table,
+        [2, 2, 4] => Algorithm::Fourier,
+        _ => Algorithm::Grid,
     }
 }
 

@@ -1,6 +1,7 @@
-//! The `tilewise` program: looks at devices, runs golden cases, shows what the crate does.
+//! The `tilewise` program: looks at devices, runs golden cases, shows what the crate does, times it.
 
 mod adapter;
+mod bench;
 mod conformance;
 mod demo;
 mod devices;
@@ -23,6 +24,7 @@ Examples:
   tilewise demo --out out
   tilewise conformance --cases tests/golden --op sdpa
   tilewise conformance --cases tests/golden --adapter all --dtype f16
+  tilewise bench gaunt --plot gaunt.svg
 
 WGPU_BACKEND (vulkan, metal, dx12, gl) and WGPU_ADAPTER_NAME choose among adapters as in any wgpu
 program; RUST_LOG=info shows more."
@@ -41,6 +43,7 @@ enum Command {
     Devices(devices::Args),
     Demo(demo::Args),
     Conformance(conformance::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Devices(args) => devices::run(args, adapter),
         Command::Demo(args) => demo::run(args, adapter),
         Command::Conformance(args) => conformance::run(args, adapter),
+        Command::Bench(args) => bench::run(args, adapter),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
