@@ -40,7 +40,8 @@ enum Route {
 /// devices do not differ enough for the choice to depend on them, as far as known. Pure.
 pub(crate) fn select(_caps: &Caps, lmax1: u32, lmax2: u32, lmax_out: u32) -> Algorithm {
     let degrees = [lmax1, lmax2, lmax_out.min(lmax1 + lmax2)];
-    if lmax1.min(lmax2) == 0
+    // a scaling or a scalar product needs no grid
+    if degrees.contains(&0)
         || super::program::table_operations(lmax1, lmax2, lmax_out) <= TABLE_CHOSEN
     {
         return Algorithm::Table;

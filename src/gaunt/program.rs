@@ -702,19 +702,29 @@ impl Columns {
     }
 }
 
-/// Operations of the table route, estimated: pairs of equal-parity degrees times the orders that
-/// couple. Within a few percent of the count, without making the table.
+/// Operations of the table route, without making the table: products of two elements, and non-zero
+/// coefficients (and the few that vanish by accident). A pair of orders `m1, m2` couples to `|m3| = |m1| + |m2|` and `||m1| - |m2||`, in
+/// one of the two signs each, and to every degree of the right parity that has such an order.
 pub(crate) fn table_operations(lmax1: u32, lmax2: u32, lmax_out: u32) -> u64 {
     let mut sum = 0;
-    for l1 in 0..=lmax1 {
-        for l2 in 0..=lmax2 {
-            let (small, large) = (u64::from(l1.min(l2)), u64::from(l1.max(l2)));
-            // products of this pair, and the degrees and orders each goes to
-            let pairs = (2 * small + 1) * (2 * large + 1);
-            let top = (l1 + l2).min(lmax_out);
-            let degrees =
-                if top < l1.abs_diff(l2) { 0 } else { u64::from((top - l1.abs_diff(l2)) / 2 + 1) };
-            sum += pairs + pairs * degrees * 3 / 2;
+    for (l1, l2) in (0..=lmax1).flat_map(|l1| (0..=lmax2).map(move |l2| (l1, l2))) {
+        let (low, top) = (l1.abs_diff(l2), (l1 + l2).min(lmax_out));
+        let degrees = |m: u32| {
+            // the first degree from both bounds on whose parity is that of l1 + l2
+            let first = low.max(m) + (low.max(m) + low) % 2;
+            if first > top { 0 } else { u64::from((top - first) / 2 + 1) }
+        };
+        for (m1, m2) in (0..=l1).flat_map(|m1| (0..=l2).map(move |m2| (m1, m2))) {
+            let signs = [m1, m2].into_iter().filter(|m| *m > 0).count();
+            let near = degrees(m1.abs_diff(m2));
+            let far = if signs == 2 { degrees(m1 + m2) } else { 0 };
+            let coupled = |n: u64| if n > 0 { n + 1 } else { 0 };
+            // a cosine times a sine of the same order has no part of order 0
+            sum += if m1 == m2 && m1 > 0 {
+                2 * (coupled(near + far) + coupled(far))
+            } else {
+                coupled(near + far) << signs
+            };
         }
     }
     sum
@@ -761,4 +771,28 @@ pub(crate) fn to_f32(x: f64) -> f32 {
     #[expect(clippy::cast_possible_truncation, reason = "tables are rounded once, here")]
     let rounded = x as f32;
     rounded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{coefficients, table_operations};
+
+    #[test]
+    fn operations_of_the_table_are_counted_right() {
+        for (lmax1, lmax2, lmax_out) in
+            [(0, 0, 0), (1, 1, 2), (2, 2, 2), (3, 3, 6), (4, 4, 4), (5, 2, 4), (6, 6, 0), (0, 5, 9)]
+        {
+            let all = coefficients(lmax1, lmax2, lmax_out, false);
+            let mut pairs: Vec<_> = all.iter().map(|c| (c.first, c.second)).collect();
+            pairs.sort_unstable();
+            pairs.dedup();
+            let (got, want) =
+                (table_operations(lmax1, lmax2, lmax_out), (all.len() + pairs.len()) as u64);
+            // some coefficients vanish by accident
+            assert!(
+                got >= want && got - want <= want / 50,
+                "{lmax1} {lmax2} {lmax_out}: {got} {want}"
+            );
+        }
+    }
 }

@@ -1,6 +1,7 @@
-//! `tilewise demo`: real work on a real photograph and a real text, each part checked.
+//! `tilewise demo`: real work on a real photograph, a real text and a real molecule, each part checked.
 
 mod denoise;
+mod molecule;
 mod stream;
 
 use std::path::{Path, PathBuf};
@@ -10,11 +11,12 @@ use tilewise::Context;
 
 use crate::{Failure, adapter};
 
-/// Work on a photograph and a text with each family of kernels, and check the results.
+/// Work on a photograph, a text and a molecule with each family of kernels, and check the results.
 ///
 /// Denoises by attention: every pixel looks at every other one. Streams a book through linear
-/// attention and predicts each byte from what came before. Each part prints what it measured
-/// and compares itself with the f64 reference; the command fails if a part does not hold.
+/// attention and predicts each byte from what came before. Tells the atoms of a molecule apart by
+/// Gaunt products, however it is turned. Each part prints what it measured and compares itself with
+/// the f64 reference; the command fails if a part does not hold.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -33,7 +35,8 @@ pub(crate) struct Args {
 /// One part: prints what it does, writes its pictures, returns an error if its check fails.
 type Part = fn(&Context, &RgbImage, &Path) -> Result<(), Failure>;
 
-const PARTS: [(&str, Part); 2] = [("denoise", denoise::run), ("stream", stream::run)];
+const PARTS: [(&str, Part); 3] =
+    [("denoise", denoise::run), ("stream", stream::run), ("molecule", molecule::run)];
 
 /// Public domain; see assets/README.md.
 static PHOTOGRAPH: &[u8] = include_bytes!("../../../../assets/astronaut.png");
