@@ -118,7 +118,7 @@ pub(super) fn run(ctx: &Context, _: &RgbImage, _: &Path) -> Result<(), Failure> 
         pairs[..4].iter().map(|&(d, i, j)| format!("{}~{} {d:.1e}", name(i), name(j))).collect();
     line(
         "closest atoms",
-        format!("{} (the first three are mirror twins, to 0.001 A)", shown.join(", ")),
+        format!("{} (the first two are mirror twins to 0.001 A)", shown.join(", ")),
     );
     line("C60, all 60 atoms alike", format!("{equal:.1e} at most"));
     speed.report();
