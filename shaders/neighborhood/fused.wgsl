@@ -302,7 +302,9 @@ fn fused(
                     visible[J] = MASK == 0u || (MASK == 1u && key < box_end)
                         || (MASK == 2u && near_b[J] && key >= from_key[I] && key < to_key[I]);
                     if BIAS != 0u {
-                        s[I * BLOCK_K + J] += LOG2_E * bias_of(bias_at[I], spot[J], visible[J] && done[I] > 0);
+                        let bias = bias_of(bias_at[I], spot[J], visible[J] && done[I] > 0);
+                        // extra tokens have none
+                        s[I * BLOCK_K + J] += select(0.0, LOG2_E * bias, visible[J]);
                     }
                     if EXTRA {
                         visible[J] = visible[J] || (key >= box_end && key < done[I]);
@@ -497,6 +499,9 @@ fn bias_of(begin: vec3<i32>, spot: vec3<i32>, visible: bool) -> f32 {
     if BIAS == 1u {
         return bias_load(u32(select(0, begin.x + dot(spot, params.bias_axes.xyz), visible)));
     }
-    let index = select(vec3<i32>(0), begin + spot, vec3<bool>(visible));
-    return bias_load(u32(index.x)) + bias_load(u32(index.y)) + bias_load(u32(index.z));
+    // an axis without a table has a negative begin
+    let there = params.bias_axes.xyz >= vec3<i32>(0);
+    let index = vec3<u32>(select(vec3<i32>(0), begin + spot, there & vec3<bool>(visible)));
+    let parts = vec3<f32>(bias_load(index.x), bias_load(index.y), bias_load(index.z));
+    return dot(parts, select(vec3<f32>(0.0), vec3<f32>(1.0), there));
 }

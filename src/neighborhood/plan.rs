@@ -827,7 +827,37 @@ fn plain_args<'a>(args: &NeighborhoodArgs<'a>) -> Option<AttentionArgs<'a>> {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::{offset_of, size_of};
+
     use super::*;
+    use crate::test_support::reflect;
+
+    /// Names, offsets and size of `Params` in a kernel's file and here.
+    #[test]
+    fn params_match() {
+        macro_rules! fields {
+            ($type:ty: $($field:ident)*) => {
+                ([$((stringify!($field), offset_of!($type, $field))),*].to_vec(), size_of::<$type>())
+            };
+        }
+        let main = fields!(Params: tokens kernel stride dilation rule tile tiles q_axes k_axes v_axes o_axes lse_axes qk_head vo_head lse_head extra_k extra_v bias_axes bias_rows scale pad0 pad1 pad2);
+        let relative = fields!(RelativeParams: tokens q_axes heads count scale pad0 pad1 pad2);
+        for (source, (fields, size)) in [(FUSED, main.clone()), (NAIVE, main), (RELATIVE, relative)]
+        {
+            let lib = ["index", "window"].map(|name| match name {
+                "index" => include_str!("../../shaders/lib/index.wgsl"),
+                _ => include_str!("../../shaders/lib/window.wgsl"),
+            });
+            let module = naga::front::wgsl::parse_str(&(source.text.to_owned() + &lib.concat()))
+                .unwrap_or_else(|e| panic!("{}: {e}", source.path));
+            let wgsl = reflect::struct_layout(&module, "Params");
+            let (last, all) = wgsl.split_last().unwrap();
+            let all: Vec<_> =
+                all.iter().map(|(name, at, _)| (name.as_str(), *at as usize)).collect();
+            assert_eq!(all, fields, "{}", source.path);
+            assert_eq!(last.1 as usize, size, "{}", source.path);
+        }
+    }
 
     #[test]
     fn portable_text_has_no_subgroup_operation() {

@@ -11,8 +11,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Axis, NeighborhoodAttention, NeighborhoodShape, OP};
-use crate::{Caps, Error, Result};
+use super::{Axis, Border, NeighborhoodAttention, NeighborhoodShape, OP, RelativeBias};
+use crate::{Caps, DType, Error, Result};
 
 /// How the fused kernel cuts a problem: chosen by [`NeighborhoodAttention::candidates`], or given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -170,7 +170,7 @@ impl Cut {
         let a = &self.axis;
         let one_window = a.tokens.is_multiple_of(a.dilation)
             && a.longest() == a.kernel_size
-            && a.border == super::Border::Shift;
+            && a.border == Border::Shift;
         !a.is_causal && (one_window || self.tile == 1 || a.stride.is_multiple_of(self.tile))
     }
 
@@ -219,7 +219,7 @@ impl<const D: usize> NeighborhoodTiles<D> {
             stride: 1,
             dilation: 1,
             is_causal: false,
-            border: super::Border::Shift,
+            border: Border::Shift,
         };
         let mut cuts = [Cut { axis: none, tile: 1 }; 3];
         for (cut, a) in cuts.iter_mut().zip(self.order()) {
@@ -413,6 +413,26 @@ impl<const D: usize> NeighborhoodAttention<D> {
         }
     }
 
+    /// What a kernel's text weighs for a compiler, against [`KernelCost::unrolled`]: its unrolled
+    /// steps of four multiply-adds, and loads, lookups and the state of slots as the steps that they
+    /// cost SwiftShader's compiler: from a second to minutes and gigabytes within a few.
+    fn weight(&self, shape: &NeighborhoodShape<D>, slots: u32, block_k: u32) -> u32 {
+        let dims = [shape.head_dim, shape.head_dim_v];
+        let chunks = dims[0].div_ceil(4) + dims[1].div_ceil(4);
+        let words = if self.dtype == DType::F32 { 2 } else { 4 };
+        let whole = if dims.iter().all(|d| d.is_multiple_of(4)) { 1 } else { 2 };
+        let branches = if shape.extra_tokens > 0 { 4 } else { 0 };
+        let load = words * whole + branches + u32::from(self.border == Border::Zeros);
+        let score = match self.bias {
+            RelativeBias::None => 2,
+            RelativeBias::Table => 6,
+            RelativeBias::Factorised { .. } => 8,
+        };
+        let block = block_k.saturating_mul(slots.saturating_mul(chunks + score) + chunks * load);
+        // three quarters: what it takes is 85 by this count, and 64 by the unrolled steps alone
+        (block.saturating_add(slots.saturating_mul(chunks + 8)) / 4).saturating_mul(3)
+    }
+
     /// Tilings for workgroups of `lanes` invocations, cheapest first. A pure function of its
     /// arguments; never empty for a legal problem.
     ///
@@ -428,8 +448,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let per_slot = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
         let most = (cost.registers / per_slot).clamp(1, 8);
         let fits = |slots: u32, block_k: u32| {
-            u64::from(per_slot) * u64::from(slots) * u64::from(block_k) <= u64::from(cost.unrolled)
-                || (slots == 1 && block_k == 1)
+            self.weight(shape, slots, block_k) <= cost.unrolled || (slots == 1 && block_k == 1)
         };
         let mut found: Vec<Candidate<D>> = Vec::new();
         let mut consider = |tiles: NeighborhoodTiles<D>| {
@@ -444,11 +463,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let shared: [u32; D] = std::array::from_fn(|a| {
             let one_window = longest[a] == self.kernel_size[a]
                 && shape.spatial[a].is_multiple_of(self.dilation[a]);
-            if one_window && self.border == super::Border::Shift {
-                longest[a]
-            } else {
-                self.stride[a]
-            }
+            if one_window && self.border == Border::Shift { longest[a] } else { self.stride[a] }
         });
         for axis in 0..D {
             // boxes of queries that share one window
@@ -575,7 +590,6 @@ const LONGEST_WALK: u32 = 1 << 14;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::neighborhood::Border;
 
     const COST: KernelCost = KernelCost {
         load: 9.0,
