@@ -39,7 +39,7 @@ fn mistakes_are_named() {
     let golden = golden.to_str().expect("a plain path");
     let empty = folder("cli-empty");
     let empty = empty.to_str().expect("a plain path");
-    let table: [(&[&str], &str); 10] = [
+    let table: [(&[&str], &str); 14] = [
         (&["conformance"], "--cases <DIR>"),
         (&["conformance", "--cases", "no/such"], "error: no/such: "),
         (&["conformance", "--cases", empty], "no .safetensors file"),
@@ -65,16 +65,48 @@ fn mistakes_are_named() {
         ),
         (&["demo", "--part", "paint"], "[possible values: denoise"),
         (&["bench", "gaunt", "--lmax", "17"], "17 is not in 1..=16"),
+        (&["simulate", "na", "--map", "56x56"], "--kernel <K[xK[xK]]>"),
+        (&["simulate", "na", "--map", "8x8", "--kernel", "9"], "kernel_size[0]"),
+        (&["simulate", "na", "--map", "8x8", "--kernel", "3x3x3"], "--kernel has 3 axes"),
+        (&["simulate", "na", "--map", "8", "--kernel", "3", "--causal", "1"], "axes are 0..=0"),
     ];
     for (args, want) in table {
         let said = refused(args);
         assert!(said.contains(want), "{args:?}: wanted {want:?} in {said}");
     }
-    for command in ["devices", "demo", "conformance", "bench"] {
-        let help = tilewise(&[command, "--help"]);
+    for command in [&["devices"][..], &["demo"], &["conformance"], &["bench"], &["simulate", "na"]]
+    {
+        let help = tilewise(&[command, &["--help"]].concat());
         assert!(help.status.success());
-        assert!(text(&help.stdout).contains("Examples:"), "{command}");
+        assert!(text(&help.stdout).contains("Examples:"), "{command:?}");
     }
+}
+
+/// Counts that can be done by hand: 56 x 56 queries with 49 keys each, in 4 heads.
+#[test]
+fn neighborhood_attention_is_simulated() {
+    let output = tilewise(&[
+        "simulate", "na", "--map", "56x56", "--kernel", "7x7", "--heads", "4", "--rows", "2",
+    ]);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let [full, useful] = ["39,337,984 scores", "614,656: at most 64.0 times"];
+    assert!(said.contains(full) && said.contains(useful), "{said}");
+    // one stride after another, to the window's size, where nothing is wasted
+    let last = said.lines().rfind(|line| line.trim_start().starts_with("7x7 ")).expect("a row");
+    assert!(last.contains("shared") && last.contains("614,656"), "{last}");
+    assert!(said.lines().last().is_some_and(|l| l.starts_with("recommended: stride ")), "{said}");
+
+    // blocks of 8 x 8 that see themselves: every score is useful
+    let blocks = tilewise(&[
+        "simulate", "na", "--map", "32x32", "--kernel", "8", "--stride", "8", "--device", "cpu",
+        "--rows", "1",
+    ]);
+    let said = text(&blocks.stdout);
+    let row: Vec<&str> =
+        said.lines().nth(6).map(|line| line.split_whitespace().collect()).unwrap_or_default();
+    assert_eq!(row.last(), Some(&"shared"), "{said}");
+    assert!(row.contains(&"100.0%") && row.contains(&"65,536"), "{said}");
 }
 
 #[test]

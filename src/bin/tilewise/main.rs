@@ -5,6 +5,7 @@ mod bench;
 mod conformance;
 mod demo;
 mod devices;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ Examples:
   tilewise conformance --cases tests/golden --op sdpa
   tilewise conformance --cases tests/golden --adapter all --dtype f16
   tilewise bench gaunt --plot gaunt.svg
+  tilewise simulate na --map 56x56 --kernel 7x7
 
 WGPU_BACKEND (vulkan, metal, dx12, gl) and WGPU_ADAPTER_NAME choose among adapters as in any wgpu
 program; RUST_LOG=info shows more."
@@ -44,6 +46,7 @@ enum Command {
     Demo(demo::Args),
     Conformance(conformance::Args),
     Bench(bench::Args),
+    Simulate(simulate::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args, adapter),
         Command::Conformance(args) => conformance::run(args, adapter),
         Command::Bench(args) => bench::run(args, adapter),
+        Command::Simulate(args) => simulate::run(args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
