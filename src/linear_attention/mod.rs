@@ -35,9 +35,14 @@
 
 mod encode;
 mod plan;
+mod relative;
 
 pub use encode::{LinearAttentionArgs, LinearAttentionPlan, StateArgs, StatePlan};
 pub use plan::MAX_PACKED;
+pub use relative::{
+    RelativeAttention, RelativeAttentionArgs, RelativeAttentionPlan, RelativeAttentionShape,
+    RelativeFeatures,
+};
 
 use crate::{DType, Error, Result};
 

@@ -21,3 +21,5 @@ mod neighborhood;
 #[cfg(test)]
 pub(crate) use neighborhood::visible;
 pub use neighborhood::{NeighborhoodInputs, neighborhood_attention};
+mod relative_attention;
+pub use relative_attention::{positive_features, relative_attention};

@@ -21,7 +21,7 @@ pub(super) fn find(op: &str) -> Option<Op> {
         "linear_attn_noncausal" => noncausal,
         "delta_rule" => delta_rule,
         "gated_delta_rule" => gated_delta_rule,
-        "gla_bwd" | "kernel_rpe" => not_built,
+        "gla_bwd" => not_built,
         _ => return None,
     })
 }

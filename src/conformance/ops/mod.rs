@@ -4,6 +4,7 @@ mod attention;
 mod gaunt;
 mod linear;
 mod neighborhood;
+mod relative;
 
 use half::{bf16, f16};
 use serde_json::Value;
@@ -21,6 +22,7 @@ pub(super) fn find(op: &str) -> Option<Op> {
         .or_else(|| neighborhood::find(op))
         .or_else(|| linear::find(op))
         .or_else(|| gaunt::find(op))
+        .or_else(|| relative::find(op))
 }
 
 /// An operator that this crate does not have yet.

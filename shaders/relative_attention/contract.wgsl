@@ -1,0 +1,56 @@
+// Sums over the features, and their quotient. One invocation owns one channel of one query.
+//   scratch, at `start_q`: features of queries [B, H, N, M]
+//   scratch, at `start_in`: [rows, M (V + 1), L], rows (batch, head) from `first` on
+//   o: output [B, N, H, V]
+const WORKGROUP: u32 = 64u; // @spec
+
+// Must match `relative::Params`. `x`: strides (batch, position, head) and offset of the tensor at
+// hand; `start_q`, `start_in`, `start_out`: first elements in scratch.
+struct Params {
+    x: vec4<u32>,
+    w: vec4<u32>,
+    first: u32,
+    count: u32,
+    heads: u32,
+    seq: u32,
+    key_dim: u32,
+    features: u32,
+    value_dim: u32,
+    length: u32,
+    start_q: u32,
+    start_in: u32,
+    start_out: u32,
+    pad: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> scratch: array<f32>;
+@group(0) @binding(2) var<storage, read_write> o: array<f32>; fn o_store(i: u32, v: f32) { o[i] = v; } // @tensor
+
+@compute @workgroup_size(WORKGROUP)
+fn contract(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let at = group_index(group, groups) * WORKGROUP + local;
+    if at >= params.count { return; }
+    let e = at % params.value_dim;
+    let t = at / params.value_dim % params.seq;
+    let chunk_row = at / params.value_dim / params.seq;
+    let row = params.first + chunk_row;
+    let base_q = params.start_q + (row * params.seq + t) * params.features;
+    let width = params.value_dim + 1u;
+    let base = params.start_in + chunk_row * params.features * width * params.length + t;
+    var above = 0.0;
+    var below = 0.0;
+    for (var m = 0u; m < params.features; m++) {
+        let phi = scratch[base_q + m];
+        above = fma(phi, scratch[base + (m * width + e) * params.length], above);
+        below = fma(phi, scratch[base + (m * width + params.value_dim) * params.length], below);
+    }
+    let batch = row / params.heads;
+    let head = row % params.heads;
+    // positive but for rounding
+    let quotient = above / max(below, 1e-37);
+    o_store(params.x.w + batch * params.x.x + t * params.x.y + head * params.x.z + e, quotient);
+}

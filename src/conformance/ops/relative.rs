@@ -1,0 +1,51 @@
+//! Kernelised attention with relative positions.
+
+use super::{Op, output, poisoned, submit, upload};
+use crate::conformance::case::Case;
+use crate::conformance::run::Outcome;
+use crate::linear_attention::{
+    RelativeAttention, RelativeAttentionArgs, RelativeAttentionShape, RelativeFeatures,
+};
+use crate::{Context, DType, Layout, Tensor};
+
+/// The function of an operator of this family.
+pub(super) fn find(op: &str) -> Option<Op> {
+    (op == "kernel_rpe").then_some(kernel_rpe)
+}
+
+/// Heads-first, with features given or to be made.
+fn kernel_rpe(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+    let given = case.param_bool("given_features")?;
+    let [q, k] = if given { ["in.phi_q", "in.phi_k"] } else { ["in.q", "in.k"] };
+    let heads_last = |shape: [u32; 4]| Layout::contiguous(shape).permuted([0, 2, 1, 3]);
+    let (q_shape, q) = case.input::<4>(q)?;
+    let (k_shape, k) = case.input::<4>(k)?;
+    let (v_shape, v) = case.input::<4>("in.v")?;
+    let (b_shape, b) = case.input::<2>("in.b")?;
+    let w = if given { None } else { Some(case.input::<3>("in.w")?) };
+    let [batch, heads, seq, key_dim] = q_shape;
+    let features = w.map_or(RelativeFeatures::Given, |([_, n, _], _)| RelativeFeatures::Random(n));
+    let options = RelativeAttention { features, causal: case.param_bool("causal")?, dtype };
+    let value_dim = v_shape[3];
+    let plan =
+        options.plan(ctx, RelativeAttentionShape { batch, seq, heads, key_dim, value_dim })?;
+    let (q, k) = (upload(ctx, q_shape, q, dtype)?, upload(ctx, k_shape, k, dtype)?);
+    let (v, b) = (upload(ctx, v_shape, v, dtype)?, upload(ctx, b_shape, b, DType::F32)?);
+    let w = w.map(|(shape, w)| upload(ctx, shape, w, DType::F32)).transpose()?;
+    let o = poisoned(ctx, v_shape, dtype)?;
+    let words = |bytes: u64| u32::try_from(bytes.div_ceil(4)).unwrap_or(u32::MAX);
+    let [x, y, z] =
+        plan.scratch_bytes().map(|bytes| Tensor::<1>::zeros(ctx, [words(bytes)], DType::F32));
+    let (x, y, z) = (x?, y?, z?);
+    let args = RelativeAttentionArgs {
+        q: q.view_as(heads_last(q_shape))?,
+        k: k.view_as(heads_last(k_shape))?,
+        v: v.view_as(heads_last(v_shape))?,
+        b: b.view(),
+        w: w.as_ref().map(Tensor::view),
+        o: o.view_as(heads_last(v_shape))?,
+        scratch: [x.buffer(), y.buffer(), z.buffer()],
+    };
+    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
+    Ok(vec![output(ctx, "out.o", &o)?])
+}
