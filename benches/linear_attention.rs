@@ -193,7 +193,8 @@ impl Bench {
             return None;
         }
         let ctx = self.ctx.clone();
-        let problem = Problem::new(&ctx, op, s, order, false);
+        let carried = name.starts_with("carried/");
+        let problem = Problem::new(&ctx, op, s, order, carried);
         problem.check(&ctx);
         let heads = u64::from(s.batch) * u64::from(s.heads);
         let tokens = heads * u64::from(s.seq_k);
@@ -316,6 +317,7 @@ fn main() {
             |form, chunk_size, op: LinearAttention| LinearAttention { form, chunk_size, ..op };
         let simple = LinearAttention { decay: Decay::PerToken, ..lightning(heads) };
         bench.prefill("simple_gla", &simple, s, first);
+        bench.prefill("carried/lightning", &lightning(heads), s, first);
         bench.prefill(
             "parallel/lightning",
             &with(Form::ChunkParallel, None, lightning(heads)),

@@ -1,9 +1,10 @@
 // Linear attention with the state in registers, subgroup tier.
 // One workgroup owns WORKGROUP * COLUMNS groups of four columns of one (sequence, head, segment)'s
 // state; one invocation keeps K rows of COLUMNS groups in registers and walks the segment's
-// tokens. The rows of q, k and the gates are loaded once per subgroup, a few floats by each lane,
-// and handed round by broadcast: a token costs 2 or 3 multiply-adds for each number of the state,
-// no workgroup memory and no barrier.
+// tokens, TOKENS of them in one pass over the state. The rows of q, k and the gates are loaded once
+// per subgroup, a few floats by each lane, and handed round by broadcast: a token costs 2
+// multiply-adds for each number of the state and a share of its decay, no workgroup memory and no
+// barrier. Decays are products of the tokens' own factors, all at most 1, as in chunk_portable.
 //   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
 //   gate [H] (factors), [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
 //   decays [B, H, segments, K] f32
@@ -33,6 +34,8 @@ const TOTALS: bool = false; // @spec
 const WORKGROUP: u32 = 8u; // @spec
 const COLUMNS: u32 = 2u; // @spec
 const SLICES: u32 = 1u; // @spec
+// tokens that pass over the state together; one for the delta rule
+const TOKENS: u32 = 2u; // @spec
 // lanes that load and speak: no more than the smallest subgroup the device may use
 const LANES: u32 = 8u; // @spec
 // groups of four rows that one lane loads
@@ -44,6 +47,8 @@ const TOTAL: u32 = 1u; // @spec
 // indices of unrolled blocks
 const C: u32 = 0u;
 const J: u32 = 0u;
+const M: u32 = 0u;
+const N: u32 = 0u;
 const R: u32 = 0u;
 const X: u32 = 0u;
 
@@ -190,82 +195,149 @@ fn loop_subgroup(
     if DECAY == 1u {
         decay = gate_load(g_base);
     }
-    for (var t = begin; t < end; t++) {
-        // row groups R * LANES + lane of the token's key, query and gates; past the last repeats it
-        var keys: array<vec4<f32>, ROWS>;
-        var queries: array<vec4<f32>, ROWS>;
-        var gates: array<vec4<f32>, ROWS>;
-        // @unroll R ROWS
+    for (var t = begin; t < end; t += TOKENS) {
+        // row groups R * LANES + lane of the tokens' keys, queries and gates; past the last repeats
+        // it. A token past the end changes nothing: its key is zero and its factor one.
+        var keys: array<vec4<f32>, TOKENS * ROWS>;
+        var queries: array<vec4<f32>, TOKENS * ROWS>;
+        var gates: array<vec4<f32>, TOKENS * ROWS>;
+        var value: array<vec4<f32>, TOKENS * COLUMNS>;
+        var sum: array<vec4<f32>, TOKENS * COLUMNS>;
+        var factors: array<f32, TOKENS>;
+        var beta_of = 1.0;
+        // @unroll N TOKENS
         {
-            let row = min(R * LANES + lane, K4 - 1u);
-            let n = min(4u, DIM - row * 4u);
-            if WRITES {
-                keys[R] = features(row, k_load4n(k_base + t * params.k.y + row * 4u, n));
-                if DECAY == 3u {
-                    gates[R] = gate_factor(gate_load4n(g_base + t * params.gate.y + row * 4u, n));
+            let live = TOKENS == 1u || t + N < end;
+            let token = select(end - 1u, t + N, live);
+            factors[N] = decay;
+            if WRITES && DECAY == 2u {
+                factors[N] = gate_factor(vec4<f32>(gate_load(g_base + token * params.gate.y))).x;
+            }
+            if !live {
+                factors[N] = 1.0;
+            }
+            var weight = 1.0;
+            if WRITES && UPDATE != 0u {
+                beta_of = beta_load(b_base + token * params.beta.y);
+                if UPDATE == 1u {
+                    weight = beta_of;
                 }
             }
-            if READS {
-                queries[R] = features(row, q_load4n(q_base + t * params.q.y + row * 4u, n));
+            if !live {
+                weight = 0.0;
             }
-        }
-        // @end
-        var value: array<vec4<f32>, COLUMNS>;
-        var sum: array<vec4<f32>, COLUMNS>;
-        // @unroll J COLUMNS
-        sum[J] = vec4<f32>(0.0);
-        if WRITES {
-            value[J] = v_load4n(v_base + t * params.v.y + column[J], min(4u, V - column[J]));
-        }
-        // @end
-        if WRITES && DECAY == 2u {
-            decay = gate_factor(vec4<f32>(gate_load(g_base + t * params.gate.y))).x;
-        }
-        if WRITES && TOTALS {
-            // @unroll R TOTAL
-            if DECAY == 3u {
-                total[R] *= gates[R];
-            } else {
-                total[R] *= decay;
-            }
-            // @end
-        }
-        var beta_of = 1.0;
-        if WRITES && UPDATE != 0u {
-            beta_of = beta_load(b_base + t * params.beta.y);
-        }
-        if WRITES && UPDATE == 1u {
             // @unroll R ROWS
-            keys[R] *= beta_of;
-            // @end
-        }
-
-        // the token's own part of its output, q . k, from the lanes that hold the rows
-        var own_part = 0.0;
-        if WRITES && READS {
-            var part = 0.0;
-            // @unroll R ROWS
-            if R * LANES + lane < K4 {
-                part += dot(queries[R], keys[R]);
+            {
+                let row = min(R * LANES + lane, K4 - 1u);
+                let n = min(4u, DIM - row * 4u);
+                if WRITES {
+                    keys[N * ROWS + R] = features(row, k_load4n(k_base + token * params.k.y + row * 4u, n));
+                    if UPDATE == 1u || TOKENS > 1u {
+                        keys[N * ROWS + R] *= weight;
+                    }
+                    if DECAY == 3u {
+                        gates[N * ROWS + R] = gate_factor(gate_load4n(g_base + token * params.gate.y + row * 4u, n));
+                        if !live {
+                            gates[N * ROWS + R] = vec4<f32>(1.0);
+                        }
+                    }
+                }
+                if READS {
+                    queries[N * ROWS + R] = features(row, q_load4n(q_base + token * params.q.y + row * 4u, n));
+                }
             }
             // @end
-            // @unroll C LANES
-            own_part += subgroupBroadcast(part, C);
+            // @unroll J COLUMNS
+            sum[N * COLUMNS + J] = vec4<f32>(0.0);
+            if WRITES {
+                value[N * COLUMNS + J] = v_load4n(v_base + token * params.v.y + column[J], min(4u, V - column[J]));
+            }
             // @end
-            if DECAY != 0u {
-                // S_t^T q = S_{t-1}^T (decay q) + (k . q) v: reading the old state keeps the reads
-                // clear of the writes
-                // @unroll R ROWS
+            if WRITES && TOTALS {
+                // @unroll R TOTAL
                 if DECAY == 3u {
-                    queries[R] *= gates[R];
+                    total[R] *= gates[N * ROWS + R];
                 } else {
-                    queries[R] *= decay;
+                    total[R] *= factors[N];
                 }
                 // @end
             }
         }
+        // @end
 
-        var den = own_part;
+        // inner products of each query with the keys up to its own, decayed: from the lanes that
+        // hold the rows
+        var scores: array<f32, TOKENS * TOKENS>;
+        if WRITES && READS {
+            // @unroll N TOKENS
+            {
+                var key: array<vec4<f32>, ROWS>;
+                // @unroll R ROWS
+                key[R] = keys[N * ROWS + R];
+                // @end
+                // @unroll M TOKENS
+                if M >= N {
+                    var part = 0.0;
+                    // @unroll R ROWS
+                    if M > N && DECAY == 3u {
+                        key[R] *= gates[M * ROWS + R];
+                    } else if M > N && DECAY != 0u {
+                        key[R] *= factors[M];
+                    }
+                    if R * LANES + lane < K4 {
+                        part += dot(queries[M * ROWS + R], key[R]);
+                    }
+                    // @end
+                    var score = 0.0;
+                    // @unroll C LANES
+                    score += subgroupBroadcast(part, C);
+                    // @end
+                    scores[M * TOKENS + N] = score;
+                }
+                // @end
+            }
+            // @end
+        }
+        // S_t^T q = S_{t-1}^T (decay q) + (k . q) v: reading the state before the tokens keeps the
+        // reads clear of the writes. Queries decay from the first token on, keys to the last.
+        var fade: array<vec4<f32>, ROWS>;
+        if WRITES && DECAY != 0u {
+            // @unroll R ROWS
+            fade[R] = vec4<f32>(1.0);
+            // @unroll N TOKENS
+            if DECAY == 3u {
+                fade[R] *= gates[N * ROWS + R];
+            } else {
+                fade[R] *= factors[N];
+            }
+            if READS {
+                queries[N * ROWS + R] *= fade[R];
+            }
+            // @end
+            // @unroll N TOKENS
+            // @unroll M TOKENS
+            if M > N && DECAY == 3u {
+                keys[N * ROWS + R] *= gates[M * ROWS + R];
+            } else if M > N {
+                keys[N * ROWS + R] *= factors[M];
+            }
+            // @end
+            // @end
+            // @end
+        }
+
+        var den: array<f32, TOKENS>;
+        if NORM != 0u {
+            // @unroll M TOKENS
+            den[M] = 0.0;
+            // @unroll N TOKENS
+            if M >= N {
+                den[M] += scores[M * TOKENS + N];
+            }
+            // @end
+            // @end
+        }
+        // the delta rule takes one token at a time
         if WRITES && UPDATE == 2u {
             // what the decayed state holds under this key
             var held: array<vec4<f32>, COLUMNS>;
@@ -275,10 +347,8 @@ fn loop_subgroup(
             var faded: array<vec4<f32>, ROWS>;
             // @unroll R ROWS
             faded[R] = keys[R];
-            if DECAY == 3u {
-                faded[R] *= gates[R];
-            } else if DECAY != 0u {
-                faded[R] *= decay;
+            if DECAY != 0u {
+                faded[R] *= fade[R];
             }
             // @end
             // @unroll C K4
@@ -307,62 +377,91 @@ fn loop_subgroup(
         }
         // @unroll C K4
         {
-            var key: vec4<f32>;
-            var query: vec4<f32>;
-            var factor = vec4<f32>(decay);
+            var key: array<vec4<f32>, TOKENS>;
+            var query: array<vec4<f32>, TOKENS>;
+            var factor = vec4<f32>(1.0);
             if WRITES {
-                key = subgroupBroadcast(keys[C / LANES], C % LANES);
+                // @unroll N TOKENS
+                key[N] = subgroupBroadcast(keys[N * ROWS + C / LANES], C % LANES);
+                // @end
                 if DECAY == 3u {
-                    factor = subgroupBroadcast(gates[C / LANES], C % LANES);
+                    factor = subgroupBroadcast(fade[C / LANES], C % LANES);
+                } else if DECAY != 0u {
+                    factor = fade[0];
                 }
             }
             if READS && UPDATE != 2u {
-                query = subgroupBroadcast(queries[C / LANES], C % LANES);
+                // @unroll N TOKENS
+                query[N] = subgroupBroadcast(queries[N * ROWS + C / LANES], C % LANES);
+                // @end
             }
             // @unroll X 4
             // @unroll J COLUMNS
             {
                 var s = state_of[(C * 4u + X) * COLUMNS + J];
                 if READS && UPDATE != 2u {
-                    sum[J] = fma(vec4<f32>(query[X]), s, sum[J]);
+                    // @unroll N TOKENS
+                    sum[N * COLUMNS + J] = fma(vec4<f32>(query[N][X]), s, sum[N * COLUMNS + J]);
+                    // @end
                 }
                 if WRITES {
                     if DECAY != 0u {
                         s *= factor[X];
                     }
-                    state_of[(C * 4u + X) * COLUMNS + J] = fma(vec4<f32>(key[X]), value[J], s);
+                    // @unroll N TOKENS
+                    s = fma(vec4<f32>(key[N][X]), value[N * COLUMNS + J], s);
+                    // @end
+                    state_of[(C * 4u + X) * COLUMNS + J] = s;
                 }
             }
             // @end
             if NORM != 0u {
                 var s = sum_k[(C * 4u + X) % Z];
-                den = fma(query[X], s, den);
+                // @unroll N TOKENS
+                den[N] = fma(query[N][X], s, den[N]);
+                // @end
                 if WRITES {
                     if DECAY != 0u {
                         s *= factor[X];
                     }
-                    sum_k[(C * 4u + X) % Z] = s + key[X];
+                    // @unroll N TOKENS
+                    s += key[N][X];
+                    // @end
+                    sum_k[(C * 4u + X) % Z] = s;
                 }
             }
             // @end
         }
         // @end
-        if WRITES && READS {
-            // @unroll J COLUMNS
-            sum[J] = fma(vec4<f32>(own_part), value[J], sum[J]);
-            // @end
-        }
         if READS {
-            var factor = params.scale;
-            if NORM == 1u {
-                factor = params.scale / (params.scale * den + params.floor);
-            }
-            if NORM == 2u {
-                factor = params.scale / max(den, params.floor);
-            }
-            // @unroll J COLUMNS
-            if own[J] {
-                o_store4n(o_base + t * params.o.y + column[J], min(4u, V - column[J]), sum[J] * factor);
+            // @unroll M TOKENS
+            {
+                if WRITES {
+                    // @unroll N TOKENS
+                    // @unroll J COLUMNS
+                    if M >= N {
+                        sum[M * COLUMNS + J] =
+                            fma(vec4<f32>(scores[M * TOKENS + N]), value[N * COLUMNS + J], sum[M * COLUMNS + J]);
+                    }
+                    // @end
+                    // @end
+                }
+                var factor = params.scale;
+                if NORM == 1u {
+                    factor = params.scale / (params.scale * den[M] + params.floor);
+                }
+                if NORM == 2u {
+                    factor = params.scale / max(den[M], params.floor);
+                }
+                // @unroll J COLUMNS
+                if own[J] && (TOKENS == 1u || t + M < end) {
+                    o_store4n(
+                        o_base + (t + M) * params.o.y + column[J],
+                        min(4u, V - column[J]),
+                        sum[M * COLUMNS + J] * factor,
+                    );
+                }
+                // @end
             }
             // @end
         }

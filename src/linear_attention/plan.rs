@@ -32,7 +32,7 @@ pub(super) enum Engine {
     /// `recurrent.wgsl`
     Recurrent,
     /// `loop_subgroup.wgsl`
-    Loop { workgroup: u32, columns: u32, lanes: u32 },
+    Loop { workgroup: u32, columns: u32, lanes: u32, tokens: u32 },
     /// `chunk_portable.wgsl`
     Chunk { chunk: u32, step: u32, rk: u32, rg: u32, columns: u32, parts: u32 },
 }
@@ -148,7 +148,7 @@ impl Design {
         let f = u64::from(self.features);
         let (trips, tokens) = match self.engine {
             Engine::Recurrent => (2 * f + 1, 1),
-            Engine::Loop { .. } => (1, 1),
+            Engine::Loop { tokens, .. } => (1, tokens.into()),
             Engine::Chunk { chunk, step, rk, rg, columns, parts } => {
                 let [u, st, kp, w, cols, rg, parts] =
                     [chunk, step, rk * rg, rg * columns, columns, rg, parts].map(u64::from);
@@ -284,7 +284,7 @@ impl Design {
                 tensors.push(("gate", gate(false)));
                 (RECURRENT, "recurrent", false)
             }
-            Engine::Loop { workgroup, columns, lanes } => {
+            Engine::Loop { workgroup, columns, lanes, tokens } => {
                 let k4 = self.features.div_ceil(4);
                 let rows = k4.div_ceil(lanes);
                 spec.extend([
@@ -295,6 +295,7 @@ impl Design {
                     ("WORKGROUP", number(workgroup)),
                     ("COLUMNS", number(columns)),
                     ("SLICES", number(self.slices())),
+                    ("TOKENS", number(tokens)),
                     ("LANES", number(lanes)),
                     ("ROWS", number(rows)),
                     ("STATE", number(k4 * 4 * columns)),
@@ -448,11 +449,20 @@ fn loop_engine(
     if column > room {
         return None;
     }
+    // two columns share the rows' loads and broadcasts, while both leave room for the rest
     let states = u64::from(s.batch) * u64::from(s.heads);
     let wide = v4 > workgroup
-        && 2 * column <= room
+        && 2 * column <= room.min(512)
         && states * u64::from(v4.div_ceil(2 * workgroup)) >= if caps.cpu { threads() } else { 256 };
-    Some(Engine::Loop { workgroup, columns: if wide { 2 } else { 1 }, lanes: min.min(32) })
+    // what is too tall for that takes two tokens over the state at a time
+    let pairs =
+        caps.cpu && features > 64 && op.update != Update::Delta && 2 * features <= caps.unrolled;
+    Some(Engine::Loop {
+        workgroup,
+        columns: if wide { 2 } else { 1 },
+        lanes: min.min(32),
+        tokens: if pairs { 2 } else { 1 },
+    })
 }
 
 /// Chunk sizes that fit workgroup memory, largest first.
