@@ -8,8 +8,9 @@ use common::{Deal, Device, Guarded, Rng, devices, rel_rms, rounded, run, to_f64,
 use tilewise::{
     Context, DType, Error, Layout, Result, Tensor, Tier,
     linear_attention::{
-        Decay, FeatureMap, Form, LinearAttention, LinearAttentionArgs, LinearAttentionShape,
-        MAX_PACKED, Normalize, StateArgs, Update, check_gates,
+        ChannelAttention, ChannelAttentionArgs, ChannelAttentionShape, Decay, FeatureMap, Form,
+        LinearAttention, LinearAttentionArgs, LinearAttentionShape, MAX_PACKED, Normalize,
+        StateArgs, Update, check_gates,
     },
     reference::{self, LinearAttentionInputs, LinearAttentionOutputs},
     wgpu,
@@ -623,6 +624,226 @@ fn a_sequence_cut_at_random_places() {
     }
 }
 
+/// A variant that makes sense: denominators of features that are not negative, unit keys for the
+/// delta rule.
+fn random_op(rng: &mut Rng) -> LinearAttention {
+    let per_head = Decay::PerHead(vec![-0.5 - 0.5 * rng.unit(), 0.0]);
+    let decay = rng.pick(&[Decay::None, per_head, Decay::PerToken, Decay::PerChannel]).clone();
+    let update = *rng.pick(&[Update::Add, Update::Add, Update::Weighted, Update::Delta]);
+    let (feature_map, normalize) = if update == Update::Delta {
+        (FeatureMap::Identity, Normalize::None)
+    } else {
+        *rng.pick(&[
+            (FeatureMap::Identity, Normalize::None),
+            (FeatureMap::Silu, Normalize::None),
+            (FeatureMap::EluPlusOne, Normalize::Eps(1e-6)),
+            (FeatureMap::Relu, Normalize::Clamp(0.5)),
+            (FeatureMap::SquaredRelu, Normalize::Clamp(0.25)),
+        ])
+    };
+    let causal = decay != Decay::None || update == Update::Delta || rng.range(0, 2) == 0;
+    LinearAttention { decay, update, normalize, feature_map, causal, ..base() }
+}
+
+/// Chunked, parallel and recurrent are one operator: random variants, sizes, lengths, cuts. Every
+/// form is held to the budget of the plain f32 loop on the same problem.
+#[test]
+fn forms_agree_on_random_problems() {
+    let (variants, shapes) = if common::slow() { (60, 40) } else { (9, 4) };
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        // sizes of heads are compiled in; lengths and batches are not
+        let mut deal = Deal::new(d, 9);
+        let (mut problems, mut runs) = (0, 0);
+        for seed in 0..variants {
+            if !deal.takes() {
+                continue;
+            }
+            let mut rng = Rng(1000 + seed);
+            let op = random_op(&mut rng);
+            let (k, v) = (rng.range(1, 41), rng.range(1, 41));
+            let chunk = *rng.pick(&[1, 2, 4, 8, 16]);
+            for _ in 0..shapes {
+                let mut s = LinearAttentionShape::new(rng.range(1, 4), rng.range(0, 200), 2, k, v);
+                s.heads_k = rng.range(1, 3);
+                s.heads_v = rng.range(1, 3);
+                if !op.causal {
+                    s.seq_q = rng.range(0, 100);
+                }
+                let with_state = rng.range(0, 2) == 0;
+                let x = Data::random(&mut rng, &op, &s, with_state);
+                problems += 1;
+                for (form, chunk_size) in [
+                    (Form::Recurrent, None),
+                    (Form::ChunkLoop, None),
+                    (Form::ChunkLoop, Some(chunk)),
+                    (Form::ChunkParallel, None),
+                ] {
+                    let op = LinearAttention { form, chunk_size, ..op.clone() };
+                    if legal(&op) {
+                        let got = execute(ctx, &mut rng, &op, &s, &x, None, true).unwrap();
+                        judge(name, &op, &s, &x, None, &got);
+                        runs += 1;
+                    }
+                }
+                if op.causal {
+                    let s = LinearAttentionShape { batch: 1, ..s };
+                    let x = Data::random(&mut rng, &op, &s, true);
+                    let got = in_pieces(ctx, &mut rng, &op, &s, &x);
+                    judge(name, &op, &s, &x, None, &got);
+                    runs += 1;
+                }
+            }
+        }
+        println!("{name}: {problems} problems, {runs} runs");
+    }
+}
+
+/// Runs one sequence cut at random places, each piece in a random form, the state carried over.
+fn in_pieces(
+    ctx: &Context,
+    rng: &mut Rng,
+    op: &LinearAttention,
+    s: &LinearAttentionShape,
+    x: &Data,
+) -> Got {
+    let mut cuts: Vec<u32> = (0..rng.range(1, 6)).map(|_| rng.range(0, s.seq_k + 1)).collect();
+    cuts.extend([0, s.seq_k]);
+    cuts.sort_unstable();
+    let (mut state, mut key_sum, mut o) = (x.state.clone(), x.key_sum.clone(), Vec::new());
+    for w in cuts.windows(2) {
+        let mut op = LinearAttention { form: *rng.pick(&FORMS), ..op.clone() };
+        if !legal(&op) {
+            op.form = Form::Auto;
+        }
+        let part = LinearAttentionShape { seq_q: w[1] - w[0], seq_k: w[1] - w[0], ..*s };
+        let data = Data { state, key_sum, ..x.tokens(&op, s, w[0], w[1]) };
+        let got = execute(ctx, rng, &op, &part, &data, None, true).unwrap();
+        o.extend(got.o);
+        (state, key_sum) = (got.state, got.key_sum);
+    }
+    Got { o, state, key_sum }
+}
+
+/// The memory that each decomposition takes beyond inputs and outputs, by the formula of
+/// `scratch_bytes` and as found: the last word of scratch that a call writes, and what the device
+/// has allocated meanwhile.
+#[test]
+fn memory_is_what_the_formula_says() {
+    for Device { name, ctx } in devices() {
+        for (decay, normalize, form) in [
+            (Decay::PerChannel, Normalize::None, Form::Recurrent),
+            (Decay::PerChannel, Normalize::None, Form::ChunkLoop),
+            (Decay::None, Normalize::None, Form::ChunkParallel),
+            (Decay::PerChannel, Normalize::None, Form::ChunkParallel),
+            (Decay::PerChannel, Normalize::Eps(1e-6), Form::ChunkLoop),
+            (Decay::PerChannel, Normalize::Eps(1e-6), Form::ChunkParallel),
+        ] {
+            let (gated, normalized) = (decay != Decay::None, normalize != Normalize::None);
+            let op = LinearAttention {
+                feature_map: FeatureMap::EluPlusOne,
+                decay,
+                normalize,
+                form,
+                ..base()
+            };
+            for tokens in [600u32, 2400] {
+                let s = LinearAttentionShape { batch: 2, ..small(tokens) };
+                let plan = op.plan(ctx, s).unwrap();
+                let [pairs, k, v, n] = [4, 16, 16, plan.segments()].map(u64::from);
+                let n = if form == Form::ChunkParallel { n } else { 0 };
+                let part = |bytes: u64| bytes.next_multiple_of(256);
+                let mut formula = part(4 * n * pairs * k * v);
+                if gated {
+                    formula += part(4 * n * pairs * k);
+                }
+                if normalized {
+                    formula += part(8 * pairs * k) + part(4 * n * pairs * k);
+                }
+                // who needs a place for the state although the caller gives none
+                let state = part(4 * pairs * k * v);
+                let total = plan.scratch_bytes();
+                assert!(
+                    total == formula + state || (total == formula && !normalized),
+                    "{name}: {form:?}: {total} bytes, formula {formula} and perhaps {state}"
+                );
+                if n > 0 {
+                    assert!(plan.segments() > 1);
+                }
+
+                let rows = |w: u32| {
+                    Tensor::upload(ctx, [2, tokens, 2, w], &vec![-0.1f32; size(&[2, tokens, 2, w])])
+                        .unwrap()
+                };
+                let (q, gates, o) = (rows(16), rows(16), rows(16));
+                let words = total / 4 + 64;
+                let mark = 0x7fc0_dead;
+                let scratch = ctx.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: None,
+                    size: words * 4,
+                    usage: wgpu::BufferUsages::STORAGE
+                        | wgpu::BufferUsages::COPY_DST
+                        | wgpu::BufferUsages::COPY_SRC,
+                    mapped_at_creation: false,
+                });
+                let pattern = vec![mark; words as usize];
+                ctx.queue.write_buffer(&scratch, 0, bytemuck::cast_slice::<u32, u8>(&pattern));
+                // with a denominator, the call that needs most: a key sum out, but no state
+                let sums = Tensor::<3>::zeros(ctx, [2, 2, 16], DType::F32).unwrap();
+                let args = LinearAttentionArgs {
+                    gates: gated.then(|| gates.view()),
+                    final_key_sum: normalized.then(|| sums.view()),
+                    scratch: Some(&scratch),
+                    ..LinearAttentionArgs::new(q.view(), q.view(), q.view(), o.view())
+                };
+                let allocated = || {
+                    let report = ctx.device.generate_allocator_report();
+                    report.map(|report| report.total_allocated_bytes)
+                };
+                ctx.wait("test").unwrap();
+                let before = allocated();
+                let mut encoder = ctx.device.create_command_encoder(&Default::default());
+                plan.encode(ctx, &mut encoder, &args).unwrap();
+                ctx.queue.submit([encoder.finish()]);
+                let during = allocated();
+                ctx.wait("test").unwrap();
+                if let (Some(before), Some(during)) = (before, during) {
+                    // parameters, a few hundred bytes for each dispatch
+                    let grown = during.saturating_sub(before);
+                    assert!(grown <= 16_384, "{name}: {form:?}: {grown} bytes beyond scratch");
+                }
+                let after = read_words(ctx, &scratch);
+                let used =
+                    after.iter().rposition(|w| *w != mark).map_or(0, |at| 4 * (at as u64 + 1));
+                assert!(used <= total, "{name}: {form:?}: {used} bytes written of {total}");
+                assert!(
+                    used + 256 > total,
+                    "{name}: {form:?}: only {used} bytes of {total} were needed"
+                );
+            }
+        }
+    }
+}
+
+/// The words of a buffer.
+fn read_words(ctx: &Context, buffer: &wgpu::Buffer) -> Vec<u32> {
+    let bytes = buffer.size();
+    let staging = ctx.device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: bytes,
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    run(ctx, |encoder| {
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+        Ok(())
+    })
+    .unwrap();
+    staging.slice(..).map_async(wgpu::MapMode::Read, |r| r.unwrap());
+    ctx.wait("test").unwrap();
+    let mapped = staging.slice(..).get_mapped_range().unwrap();
+    bytemuck::pod_collect_to_vec(&mapped)
+}
+
 #[test]
 fn packed_sequences() {
     for (d, Device { name, ctx }) in devices().iter().enumerate() {
@@ -854,6 +1075,60 @@ fn state_reduction_alone() {
     }
 }
 
+/// Attention between channels is a softmax of the state, read by the queries.
+#[test]
+fn channel_attention() {
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 7);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (tokens, channels) in [(1, 1), (45, 3), (49, 32), (300, 16), (70, 130)] {
+                if !deal.takes() {
+                    continue;
+                }
+                let mut rng = Rng(u64::from(channels));
+                let s = ChannelAttentionShape { batch: 2, tokens, heads: 2, channels };
+                let op = ChannelAttention { scale: 0.5, dtype };
+                let plan = op.plan(ctx, s).unwrap();
+                let shape = [2, tokens, 2, channels];
+                let [q, k, v] = [0; 3].map(|_| rounded(&rng.vec(size(&shape)), dtype));
+                let mut input = |x: &[f32]| {
+                    let l = layout(&mut rng, shape, channels != 3);
+                    (upload_as(ctx, l, x, dtype).unwrap(), l)
+                };
+                let ((tq, ql), (tk, kl), (tv, vl)) = (input(&q), input(&k), input(&v));
+                let o = Guarded::new(ctx, Layout::contiguous(shape), dtype);
+                let scratch = scratch(ctx, plan.scratch_bytes());
+                let args = ChannelAttentionArgs {
+                    q: tq.view_as(ql).unwrap(),
+                    k: tk.view_as(kl).unwrap(),
+                    v: tv.view_as(vl).unwrap(),
+                    o: o.view(),
+                    scratch: Some(&scratch),
+                };
+                run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
+                let got = o.read(ctx);
+                let width = channels as usize;
+                let of = |x: &[f32], b: usize, h: usize| -> Vec<f32> {
+                    (0..tokens as usize)
+                        .flat_map(|t| &x[((b * tokens as usize + t) * 2 + h) * width..][..width])
+                        .copied()
+                        .collect()
+                };
+                for (b, h) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let [q, k, v] = [&q, &k, &v].map(|x| to_f64(&of(x, b, h)));
+                    let want =
+                        reference::channel_attention([tokens as usize, width], 0.5, &q, &k, &v);
+                    let error = rel_rms(&of(&got, b, h), &want);
+                    // sums of 300 products enter an exponential
+                    let budget =
+                        4e-6 + if dtype == DType::F32 { 0.0 } else { dtype.unit_roundoff() };
+                    assert!(error < budget, "{name}: {error:.1e}: {op:?} {s:?}");
+                }
+            }
+        }
+    }
+}
+
 /// Two runs agree to the last bit, scratch dirty or not.
 #[test]
 fn bitwise_the_same_twice() {
@@ -1047,6 +1322,13 @@ fn bad_input_is_refused_with_numbers() {
         (
             plan(LinearAttention { chunk_size: Some(8), form: Form::Recurrent, ..base() }, s),
             "chunk_size: the recurrent form takes no chunks",
+        ),
+        (
+            ChannelAttention { scale: f32::INFINITY, ..Default::default() }
+                .plan(ctx, ChannelAttentionShape { batch: 1, tokens: 8, heads: 1, channels: 4 })
+                .unwrap_err()
+                .to_string(),
+            "scale: expected a finite number, got inf",
         ),
         (
             plan(LinearAttention { scale: f32::NAN, ..base() }, s),

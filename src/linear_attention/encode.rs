@@ -130,9 +130,12 @@ pub struct LinearAttentionPlan(Inner);
 pub struct StatePlan(Inner);
 
 #[derive(Clone, Debug)]
-struct Inner {
+pub(super) struct Inner {
     design: Design,
     reads: bool,
+    /// Between writing and reading without order, the state becomes the softmax over the rows of
+    /// so many times itself.
+    pub(super) softmax: Option<f32>,
     /// Factors of per-head decays, on the device.
     slopes: Option<wgpu::Buffer>,
 }
@@ -376,17 +379,28 @@ struct CopyParams {
     pad: [u32; 2],
 }
 
-/// One call's arguments, of either plan.
-struct Call<'a> {
-    io: Option<(&'a TensorView<'a, 4>, &'a TensorView<'a, 4>)>,
-    k: &'a TensorView<'a, 4>,
-    v: &'a TensorView<'a, 4>,
-    gates: Option<&'a TensorView<'a, 4>>,
-    beta: Option<&'a TensorView<'a, 4>>,
-    states: (Option<TensorView<'a, 4>>, Option<TensorView<'a, 4>>),
-    key_sums: (Option<TensorView<'a, 3>>, Option<TensorView<'a, 3>>),
-    cu: Option<&'a [u32]>,
-    scratch: Option<&'a wgpu::Buffer>,
+// Must match `SoftmaxParams` in shaders/linear_attention/state_softmax.wgsl (tested).
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct SoftmaxParams {
+    state: [u32; 4],
+    heads: u32,
+    count: u32,
+    scale: f32,
+    pad: u32,
+}
+
+/// One call's arguments, of any plan.
+pub(super) struct Call<'a> {
+    pub(super) io: Option<(&'a TensorView<'a, 4>, &'a TensorView<'a, 4>)>,
+    pub(super) k: &'a TensorView<'a, 4>,
+    pub(super) v: &'a TensorView<'a, 4>,
+    pub(super) gates: Option<&'a TensorView<'a, 4>>,
+    pub(super) beta: Option<&'a TensorView<'a, 4>>,
+    pub(super) states: (Option<TensorView<'a, 4>>, Option<TensorView<'a, 4>>),
+    pub(super) key_sums: (Option<TensorView<'a, 3>>, Option<TensorView<'a, 3>>),
+    pub(super) cu: Option<&'a [u32]>,
+    pub(super) scratch: Option<&'a wgpu::Buffer>,
 }
 
 /// A state or key sum somewhere in memory.
@@ -400,7 +414,7 @@ struct Place<'a> {
 
 /// Byte offsets into scratch; each part begins at a multiple of 256.
 #[derive(Clone, Copy, Default)]
-struct Scratch {
+pub(super) struct Scratch {
     state: u64,
     segments: u64,
     decays: u64,
@@ -408,11 +422,11 @@ struct Scratch {
     z: u64,
     /// Key sums of the segments.
     segment_z: u64,
-    total: u64,
+    pub(super) total: u64,
 }
 
 impl Inner {
-    fn new(
+    pub(super) fn new(
         op: &LinearAttention,
         ctx: &Context,
         shape: LinearAttentionShape,
@@ -435,7 +449,7 @@ impl Inner {
             }
             _ => None,
         };
-        let inner = Self { design, reads, slopes };
+        let inner = Self { design, reads, softmax: None, slopes };
         compile(ctx, &inner.design, &inner.roles())?;
         Ok(inner)
     }
@@ -467,7 +481,19 @@ impl Inner {
         }
     }
 
-    fn keys(&self) -> Vec<Key> {
+    pub(super) fn shape(&self) -> LinearAttentionShape {
+        self.design.shape
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.design.options.dtype
+    }
+
+    pub(super) fn softmax_key(&self) -> Key {
+        Design::softmax_key(self.design.features, self.design.shape.value_dim)
+    }
+
+    pub(super) fn keys(&self) -> Vec<Key> {
         self.roles().into_iter().map(|role| self.design.engine_key(role, Aligned::ALL)).collect()
     }
 
@@ -492,7 +518,7 @@ impl Inner {
         d.engine == Engine::Recurrent || many || !d.options.causal
     }
 
-    fn scratch(&self, with_state: bool) -> Scratch {
+    pub(super) fn scratch(&self, with_state: bool) -> Scratch {
         let d = &self.design;
         let pairs = u64::from(d.shape.batch) * u64::from(d.shape.heads);
         let rows = pairs * u64::from(d.features);
@@ -525,7 +551,7 @@ impl Inner {
         s
     }
 
-    fn record(
+    pub(super) fn record(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
@@ -687,6 +713,9 @@ impl Inner {
                 }
                 rec.z = carried_z;
             }
+        }
+        if let (Some(scale), Some(place)) = (self.softmax, &place) {
+            rec.softmax(place, scale)?;
         }
         if self.reads && !d.options.causal {
             let role =
@@ -1114,6 +1143,23 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
         dispatch(self.ctx, self.pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, groups)
     }
 
+    /// Softmax over the rows of each column of a state.
+    fn softmax(&mut self, state: &Place<'_>, scale: f32) -> Result<()> {
+        let s = self.inner.design.shape;
+        let kernel = self.ctx.kernel(self.inner.softmax_key())?;
+        let count = self.count(1, s.value_dim);
+        let params = SoftmaxParams {
+            state: state.strides,
+            heads: s.heads,
+            count: u32_of(count),
+            scale,
+            pad: 0,
+        };
+        let resources = [state.resource.clone()];
+        let groups = fold(OP, count.div_ceil(PLAIN_WORKGROUP), &self.ctx.caps)?;
+        dispatch(self.ctx, self.pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, groups)
+    }
+
     /// Turns the segments' own states into those they begin from.
     fn scan(
         &mut self,
@@ -1157,8 +1203,8 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CopyParams, PARAMS_BYTES, Params, StateParams};
-    use crate::linear_attention::plan::{CHUNK, INIT, LOOP, PASS, RECURRENT};
+    use super::{CopyParams, PARAMS_BYTES, Params, SoftmaxParams, StateParams};
+    use crate::linear_attention::plan::{CHUNK, INIT, LOOP, PASS, RECURRENT, SOFTMAX};
     use crate::test_support::reflect;
     use std::mem::{offset_of, size_of};
 
@@ -1204,5 +1250,8 @@ mod tests {
         let wgsl = members(INIT.text, "CopyParams");
         same(&wgsl, &fields!(CopyParams: src, dst, heads, count));
         assert_eq!(wgsl.last().map(|m| m.1 as usize), Some(size_of::<CopyParams>()));
+        let wgsl = members(SOFTMAX.text, "SoftmaxParams");
+        same(&wgsl, &fields!(SoftmaxParams: state, heads, count, scale, pad));
+        assert_eq!(wgsl.last().map(|m| m.1 as usize), Some(size_of::<SoftmaxParams>()));
     }
 }

@@ -33,10 +33,14 @@
 //! arXiv:2307.08621); Yang et al. 2024 (delta rule, arXiv:2406.06484; gated, arXiv:2412.06464).
 //! The conventions are those of `fla` (flash-linear-attention).
 
+mod channel;
 mod encode;
 mod plan;
 mod relative;
 
+pub use channel::{
+    ChannelAttention, ChannelAttentionArgs, ChannelAttentionPlan, ChannelAttentionShape,
+};
 pub use encode::{LinearAttentionArgs, LinearAttentionPlan, StateArgs, StatePlan};
 pub use plan::MAX_PACKED;
 pub use relative::{

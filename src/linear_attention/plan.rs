@@ -13,6 +13,7 @@ pub(super) const RECURRENT: Source = source!("linear_attention/recurrent.wgsl");
 pub(super) const LOOP: Source = source!("linear_attention/loop_subgroup.wgsl");
 pub(super) const CHUNK: Source = source!("linear_attention/chunk_portable.wgsl");
 pub(super) const PASS: Source = source!("linear_attention/state_pass.wgsl");
+pub(super) const SOFTMAX: Source = source!("linear_attention/state_softmax.wgsl");
 pub(super) const INIT: Source = source!("linear_attention/state_init.wgsl");
 
 /// Invocations of the kernels without tiles.
@@ -369,6 +370,21 @@ impl Design {
                 ("decays", f32s(decays, false)),
                 ("state", f32s(loads || stores, vec4 && columns.is_multiple_of(4))),
             ],
+        }
+    }
+
+    /// `state_softmax.wgsl`, over states in scratch.
+    pub(super) fn softmax_key(rows: u32, columns: u32) -> Key {
+        let vec4 = columns.is_multiple_of(4);
+        Key {
+            source: SOFTMAX,
+            entry: "state_softmax",
+            spec: vec![
+                ("ROWS", number(rows)),
+                ("V", number(columns)),
+                ("V4", number(columns.div_ceil(4))),
+            ],
+            tensors: vec![("state", Some(TensorDecl { dtype: DType::F32, vec4 }))],
         }
     }
 

@@ -142,6 +142,35 @@ pub fn linear_attention(
     out
 }
 
+/// Channel attention as defined ([`crate::linear_attention::ChannelAttention`]), for one head of
+/// one sequence: `q`, `k`, `v` and the result are `[tokens, channels]`.
+///
+/// # Panics
+/// If a slice is not as long as its shape says.
+pub fn channel_attention(
+    [tokens, channels]: [usize; 2],
+    scale: f64,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+) -> Vec<f64> {
+    let mut o = vec![0.0; tokens * channels];
+    for i in 0..channels {
+        let score = |j: usize| -> f64 {
+            (0..tokens).map(|n| scale * k[n * channels + i] * v[n * channels + j]).sum()
+        };
+        let scores: Vec<f64> = (0..channels).map(score).collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for n in 0..tokens {
+            let mixed: f64 = (0..channels).map(|j| weights[j] * q[n * channels + j]).sum();
+            o[n * channels + i] = mixed / total;
+        }
+    }
+    o
+}
+
 /// Row of head `h` of `heads` at token `t`, in a tensor `[B, seq, own_heads, dim]`.
 fn row(
     x: &[f64],

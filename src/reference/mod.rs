@@ -8,7 +8,9 @@ mod attention;
 mod linear_attention;
 
 pub use attention::attention;
-pub use linear_attention::{LinearAttentionInputs, LinearAttentionOutputs, linear_attention};
+pub use linear_attention::{
+    LinearAttentionInputs, LinearAttentionOutputs, channel_attention, linear_attention,
+};
 mod fft;
 pub use fft::dft;
 mod gaunt;
