@@ -65,8 +65,16 @@ impl Problem {
         let [q, k, v] = &self.data;
         let last = AttentionShape { seq_q: rows, ..s };
         let scale = f64::from((s.head_dim as f32).sqrt().recip());
-        let (want, _) =
-            reference::attention(&last, mask, scale, &wide(&q[off..]), &wide(k), &wide(v));
+        let (want, _) = reference::attention(
+            &last,
+            &Attention { mask, ..Default::default() },
+            &reference::AttentionInputs {
+                q: &wide(&q[off..]),
+                k: &wide(k),
+                v: &wide(v),
+                ..Default::default()
+            },
+        );
         let mut plain = vec![0f32; want.len()];
         for (at, out) in plain.chunks_mut(d).enumerate() {
             let (row, head) = (at / h, at % h);

@@ -60,7 +60,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let got: Vec<f32> = o.download(&ctx)?;
     let wide: Vec<f64> = tokens.iter().map(|&x| f64::from(x)).collect();
-    let (want, _) = reference::attention(&shape, Mask::None, 0.125, &wide, &wide, &wide);
+    let (want, _) = reference::attention(
+        &shape,
+        &Attention::default(),
+        &reference::AttentionInputs { q: &wide, k: &wide, v: &wide, ..Default::default() },
+    );
     let error: f64 = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
     let norm: f64 = want.iter().map(|w| w * w).sum();
     let relative = (error / norm).sqrt();

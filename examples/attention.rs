@@ -63,9 +63,12 @@ fn main() -> tilewise::Result<()> {
             .map(|i| x[(i / 32 % heads * 512 + i / (32 * heads)) * 32 + i % 32].to_f64())
             .collect()
     };
-    let scale = f64::from(32f32.sqrt().recip());
-    let (want, want_lse) =
-        reference::attention(&shape, mask, scale, &wide(&q, 4), &wide(&k, 2), &wide(&v, 2));
+    let (q, k, v) = (wide(&q, 4), wide(&k, 2), wide(&v, 2));
+    let (want, want_lse) = reference::attention(
+        &shape,
+        &Attention { mask, ..Default::default() },
+        &reference::AttentionInputs { q: &q, k: &k, v: &v, ..Default::default() },
+    );
     let (mut error, mut norm) = (0.0, 0.0);
     for (g, w) in got.iter().zip(&want) {
         error += (g.to_f64() - w).powi(2);

@@ -13,6 +13,8 @@
 
 use half::{bf16, f16};
 
+use crate::Error;
+
 /// Element type of a tensor in memory. Sums are f32 whatever it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -23,6 +25,10 @@ pub enum DType {
     F16,
     /// bfloat16, 2 bytes, as storage. Stores round to nearest, ties to even.
     BF16,
+    /// Signed bytes: quantised keys and values. No operator computes in it.
+    I8,
+    /// Bytes: boolean masks, 0 for false.
+    U8,
 }
 
 impl DType {
@@ -31,15 +37,26 @@ impl DType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::I8 | Self::U8 => 1,
         }
     }
 
-    /// Lower-case name: `f32`, `f16`, `bf16`.
+    /// Lower-case name: `f32`, `f16`, `bf16`, `i8`, `u8`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::BF16 => "bf16",
+            Self::I8 => "i8",
+            Self::U8 => "u8",
+        }
+    }
+
+    /// Refuses what operators do not compute with: the integers.
+    pub(crate) fn expect_float(self, op: &'static str) -> Result<(), Error> {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => Ok(()),
+            Self::I8 | Self::U8 => Err(Error::value(op, "dtype", "f32, f16 or bf16", self)),
         }
     }
 
@@ -49,6 +66,7 @@ impl DType {
             Self::F32 => 5.960_464_477_539_063e-8,
             Self::F16 => 4.882_812_5e-4,
             Self::BF16 => 3.906_25e-3,
+            Self::I8 | Self::U8 => 0.5,
         }
     }
 }
@@ -112,6 +130,32 @@ impl Element for bf16 {
     }
 }
 
+impl Element for i8 {
+    const DTYPE: DType = DType::I8;
+    #[expect(clippy::cast_possible_truncation, reason = "a float cast saturates")]
+    fn from_f32(x: f32) -> Self {
+        x.round() as Self
+    }
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+}
+
+impl Element for u8 {
+    const DTYPE: DType = DType::U8;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float cast saturates"
+    )]
+    fn from_f32(x: f32) -> Self {
+        x.round() as Self
+    }
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+}
+
 /// How a kernel sees one tensor binding: everything that changes its declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TensorDecl {
@@ -133,7 +177,12 @@ impl TensorDecl {
     /// Unaligned 16-bit stores go through integer atomics: two invocations may own the two halves
     /// of one word, and each must leave the other half as it is. `NAME_store` of an aligned
     /// 16-bit tensor is not generated: a kernel that needs it asks for `vec4: false`.
+    ///
+    /// Bytes can only be read.
     pub(crate) fn wgsl(self, name: &str, index: u32, writable: bool) -> String {
+        if matches!(self.dtype, DType::I8 | DType::U8) {
+            return self.bytes_wgsl(name, index);
+        }
         let access = if writable { "read_write" } else { "read" };
         let packed = self.dtype != DType::F32;
         let (cell, load, load4, load4n): (&str, String, String, String) = match (packed, self.vec4)
@@ -224,6 +273,42 @@ impl TensorDecl {
             );
         }
         line
+    }
+
+    /// [`wgsl`](Self::wgsl) for bytes: four to a word.
+    fn bytes_wgsl(self, name: &str, index: u32) -> String {
+        // the sign is spread by an arithmetic shift from the top
+        let (load, load4) = if self.dtype == DType::I8 {
+            (
+                format!("return f32(bitcast<i32>({name}[i >> 2u] << (24u - (i & 3u) * 8u)) >> 24u);"),
+                format!(
+                    "let w = {name}[i >> 2u]; return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(w << 24u, w << 16u, w << 8u, w)) >> vec4<u32>(24u));"
+                ),
+            )
+        } else {
+            (
+                format!("return f32(({name}[i >> 2u] >> ((i & 3u) * 8u)) & 255u);"),
+                format!(
+                    "let w = {name}[i >> 2u]; return vec4<f32>((vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u));"
+                ),
+            )
+        };
+        let (load4, load4n) = if self.vec4 {
+            (load4, format!("return {name}_load4(i);"))
+        } else {
+            (
+                format!(
+                    "return vec4<f32>({name}_load(i), {name}_load(i + 1u), {name}_load(i + 2u), {name}_load(i + 3u));"
+                ),
+                load4n_by_element(name),
+            )
+        };
+        format!(
+            "@group(0) @binding({index}) var<storage, read> {name}: array<u32>; \
+             fn {name}_load(i: u32) -> f32 {{ {load} }} \
+             fn {name}_load4(i: u32) -> vec4<f32> {{ {load4} }} \
+             fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ {load4n} }}"
+        )
     }
 
     /// The line of an optional tensor that is absent: no binding, loads of zero, no stores.

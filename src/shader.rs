@@ -1,12 +1,14 @@
 //! From a kernel file and its constants to a compiled pipeline.
 //!
-//! A kernel is a plain WGSL file with four kinds of marked lines, each valid WGSL as it stands:
+//! A kernel is a plain WGSL file with five kinds of marked lines, each valid WGSL as it stands:
 //!
 //! - `const HEAD_DIM: u32 = 64u; // @spec`, or `alias NAME = ...; // @spec`: the value is replaced.
 //! - `@group(0) @binding(1) var<storage, read> q: ... // @tensor`: the line is written again for
 //!   the tensor's element type and alignment, see [`TensorDecl`]. An absent optional tensor leaves
 //!   no binding; bindings are numbered in the order of their lines.
 //! - `// @unroll NAME` ... `// @end`: see [`unroll`].
+//! - `// @if NAME` ... `// @else` ... `// @end`: only one part stays, by the value of a
+//!   `const NAME: bool` of the file. As it stands a file means the first part.
 //! - `// @generate NAME` ... `// @end`: the lines between, an example, are replaced by the text that
 //!   the host gives as the value of `NAME`.
 //!
@@ -206,22 +208,46 @@ fn tensor_line(line: &str) -> (bool, &str) {
 /// specialisation). Loops nest. As WGSL, the block is its first pass only if `I` is declared: a
 /// file does so with `const I: u32 = 0u; // @index`, which the expansion leaves in place.
 ///
+/// The same pass resolves `// @if NAME` ... `// @else` ... `// @end`.
+///
 /// # Panics
 /// If a block is not closed or its count not known: a bug in this crate, never input.
 fn unroll(text: &str) -> String {
-    fn expand<'a>(lines: &mut impl Iterator<Item = &'a str>, text: &str, top: bool) -> String {
+    /// What ended a block.
+    #[derive(PartialEq)]
+    enum Stop {
+        File,
+        Else,
+        End,
+    }
+    fn expand<'a>(lines: &mut impl Iterator<Item = &'a str>, text: &str) -> (String, Stop) {
         let mut out = String::new();
         while let Some(line) = lines.next() {
             let mark = line.trim();
-            if mark == "// @end" {
-                assert!(!top, "@end without @unroll");
-                return out;
+            match mark {
+                "// @end" => return (out, Stop::End),
+                "// @else" => return (out, Stop::Else),
+                _ => {}
             }
-            if let Some(rest) = mark.strip_prefix("// @unroll ") {
+            if let Some(name) = mark.strip_prefix("// @if ") {
+                let wanted = switch(text, name).unwrap_or_else(|| panic!("{mark}: not known"));
+                let (yes, stop) = expand(lines, text);
+                let no = match stop {
+                    Stop::Else => {
+                        let (no, stop) = expand(lines, text);
+                        assert!(stop == Stop::End, "{mark} without @end");
+                        no
+                    }
+                    Stop::End => String::new(),
+                    Stop::File => panic!("{mark} without @end"),
+                };
+                out.push_str(if wanted { &yes } else { &no });
+            } else if let Some(rest) = mark.strip_prefix("// @unroll ") {
                 let (name, count) = rest.split_once(' ').unwrap_or_else(|| panic!("bad {mark}"));
                 let n =
                     constant(text, count).unwrap_or_else(|| panic!("{mark}: {count} is not known"));
-                let body = expand(lines, text, false);
+                let (body, stop) = expand(lines, text);
+                assert!(stop == Stop::End, "{mark} without @end");
                 for i in 0..n {
                     out.push_str(&replace_word(&body, name, &format!("{i}u")));
                 }
@@ -230,14 +256,21 @@ fn unroll(text: &str) -> String {
                 out.push('\n');
             }
         }
-        assert!(top, "@unroll without @end");
-        out
+        (out, Stop::File)
     }
-    if text.contains("// @unroll ") {
-        expand(&mut text.lines(), text, true)
-    } else {
-        text.to_owned()
+    if !text.contains("// @unroll ") && !text.contains("// @if ") {
+        return text.to_owned();
     }
+    let (out, stop) = expand(&mut text.lines(), text);
+    assert!(stop == Stop::File, "@else or @end without a block");
+    out
+}
+
+/// Value of a `const NAME: bool = VALUE;` line.
+fn switch(text: &str, name: &str) -> Option<bool> {
+    let head = format!("const {name}: bool = ");
+    let line = text.lines().find_map(|l| l.strip_prefix(&head))?;
+    line.split(';').next()?.trim().parse().ok()
 }
 
 /// Value of a number or of a `const NAME: u32 = VALUEu;` line.

@@ -7,9 +7,11 @@ use common::{
     Device, Guarded, Rng, devices, random_layout, rel_rms, rounded, run, to_f64, upload_as,
 };
 use tilewise::{
-    Context, DType, Layout,
+    Context, DType, Error, Layout, Tensor,
     attention::{
-        Algorithm, Attention, AttentionArgs, AttentionShape, CausalAlignment, Mask, Tiles,
+        Algorithm, Attention, AttentionArgs, AttentionShape, CausalAlignment, KvAppend,
+        KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Split, Tiles, TripleArgs,
+        TripleAttention, TripleShape, Window, quantize,
     },
     reference,
 };
@@ -17,32 +19,94 @@ use tilewise::{
 const BOTTOM_RIGHT: Mask = Mask::Causal(CausalAlignment::BottomRight);
 const TOP_LEFT: Mask = Mask::Causal(CausalAlignment::TopLeft);
 
-/// Attention as one would write it in a loop, in f32: its error against f64 sets the budget.
-fn plain(s: &AttentionShape, mask: Mask, scale: f32, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-    let [t, n, h, hk] = [s.seq_q, s.seq_k, s.heads, s.heads_kv].map(|x| x as usize);
-    let [d, dv] = [s.head_dim, s.head_dim_v].map(|x| x as usize);
-    let mut o = vec![0f32; s.batch as usize * t * h * dv];
-    for at in 0..s.batch as usize * t * h {
-        let (b, row, head) = (at / (t * h), at / h % t, at % h);
-        let limit = match mask {
-            Mask::None => n as i64,
-            Mask::Causal(a) => (row as i64 + a.diagonal(s.seq_q, s.seq_k) + 1).clamp(0, n as i64),
+/// The inputs of a problem as the reference takes them, in f32.
+#[derive(Clone, Default)]
+struct Inputs {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    slopes: Vec<f32>,
+    /// Not broadcast.
+    bias: Vec<f32>,
+    visible: Vec<bool>,
+    sinks: Vec<f32>,
+    metric: Vec<f32>,
+    key_lengths: Vec<u32>,
+}
+
+impl Inputs {
+    fn reference(&self, s: &AttentionShape, options: &Attention) -> (Vec<f64>, Vec<f64>) {
+        let inputs = reference::AttentionInputs {
+            q: &to_f64(&self.q),
+            k: &to_f64(&self.k),
+            v: &to_f64(&self.v),
+            slopes: &to_f64(&self.slopes),
+            bias: &to_f64(&self.bias),
+            visible: &self.visible,
+            sinks: &to_f64(&self.sinks),
+            metric: &to_f64(&self.metric),
+            key_lengths: &self.key_lengths,
         };
-        let key = |j: usize| (b * n + j) * hk + head / (h / hk);
-        let scores: Vec<f32> = (0..usize::try_from(limit).unwrap())
-            .map(|j| scale * (0..d).map(|c| q[at * d + c] * k[key(j) * d + c]).sum::<f32>())
-            .collect();
-        let top = scores.iter().copied().fold(f32::MIN, f32::max);
-        let sum: f32 = scores.iter().map(|x| (x - top).exp()).sum();
-        for c in 0..dv {
-            o[at * dv + c] = scores
-                .iter()
-                .enumerate()
-                .map(|(j, x)| (x - top).exp() / sum * v[key(j) * dv + c])
-                .sum();
-        }
+        reference::attention(s, options, &inputs)
     }
-    o
+
+    /// Attention as one would write it in a loop, in f32: its error against f64 sets the budget.
+    fn plain(&self, s: &AttentionShape, op: &Attention) -> Vec<f32> {
+        let [t, n, h, hk] = [s.seq_q, s.seq_k, s.heads, s.heads_kv].map(|x| x as usize);
+        let [d, dv] = [s.head_dim, s.head_dim_v].map(|x| x as usize);
+        let scale = op.scale.unwrap_or((d as f32).sqrt().recip());
+        let mut o = vec![0f32; s.batch as usize * t * h * dv];
+        for at in 0..s.batch as usize * t * h {
+            let (b, row, head) = (at / (t * h), at / h % t, at % h);
+            let keys = self.key_lengths.get(b).map_or(n, |&n| n as usize);
+            let position = match op.mask {
+                TOP_LEFT => row as i64,
+                _ => row as i64 + keys as i64 - t as i64,
+            };
+            let left = op.window.left.map_or(i64::MAX, i64::from);
+            let mut right = op.window.right.map_or(i64::MAX, i64::from);
+            if op.mask != Mask::None {
+                right = 0;
+            }
+            let mut query = self.q[at * d..][..d].to_vec();
+            if op.metric {
+                let g = |r: usize, c: usize| self.metric[(head * d + r) * d + c];
+                query = (0..d).map(|c| (0..d).map(|r| query[r] * g(r, c)).sum()).collect();
+            }
+            let place = |j: usize| (b * n + j) * hk + head / (h / hk);
+            let mut scores = Vec::new();
+            for j in 0..keys {
+                let away = position - j as i64;
+                let cell = ((b * h + head) * t + row) * n + j;
+                if away > left || -away > right || (op.visible && !self.visible[cell]) {
+                    continue;
+                }
+                let k = &self.k[place(j) * d..][..d];
+                let mut x = scale * query.iter().zip(k).map(|(a, b)| a * b).sum::<f32>();
+                if let Some(cap) = op.softcap {
+                    x = cap * (x / cap).tanh();
+                }
+                if op.alibi {
+                    x -= self.slopes[head] * away.unsigned_abs() as f32;
+                }
+                if op.bias {
+                    x += self.bias[cell];
+                }
+                if x > f32::NEG_INFINITY {
+                    scores.push((j, x));
+                }
+            }
+            let sink = op.sinks.then(|| self.sinks[head]);
+            let all = || scores.iter().map(|(_, x)| *x).chain(sink);
+            let top = all().fold(f32::MIN, f32::max);
+            let sum: f32 = all().map(|x| (x - top).exp()).sum();
+            for c in 0..dv {
+                let part = |(j, x): &(usize, f32)| (x - top).exp() / sum * self.v[place(*j) * dv + c];
+                o[at * dv + c] = scores.iter().map(part).sum();
+            }
+        }
+        o
+    }
 }
 
 struct Problem {
@@ -66,42 +130,87 @@ impl Problem {
 
     /// Errors of output and LSE, and the budget: twice the error of the plain loop.
     fn run(&self, ctx: &Context, rng: &mut Rng) -> Errors {
-        let (s, dtype) = (self.shape, self.options.dtype);
-        let size = |l: &Layout<4>| usize::try_from(l.elements().unwrap()).unwrap();
-        let [q, k, v] = [0, 1, 2].map(|i| rounded(&rng.vec(size(&self.layouts[i])), dtype));
-        let plan = self.options.plan(ctx, s).unwrap();
-        let input = |i: usize, x: &[f32]| upload_as(ctx, self.layouts[i], x, dtype).unwrap();
-        let (tq, tk, tv) = (input(0, &q), input(1, &k), input(2, &v));
-        let o = Guarded::new(ctx, self.layouts[3], dtype);
+        let (s, op) = (self.shape, self.options);
+        let mut inputs = Inputs::default();
+        let mut random = |shape: [u32; 4]| rounded(&rng.vec(count(&shape)), op.dtype);
+        inputs.q = random(self.layouts[0].shape);
+        inputs.k = random(self.layouts[1].shape);
+        inputs.v = random(self.layouts[2].shape);
+        let scores = [s.batch, s.heads, s.seq_q, s.seq_k];
+        if op.alibi {
+            inputs.slopes = rng.vec(s.heads as usize).iter().map(|x| x.abs() * 0.3).collect();
+        }
+        if op.sinks {
+            inputs.sinks = rng.vec(s.heads as usize).iter().map(|x| x * 2.0).collect();
+        }
+        if op.metric {
+            inputs.metric = rng.vec((s.heads * s.head_dim * s.head_dim) as usize);
+        }
+        if op.key_lengths {
+            inputs.key_lengths = (0..s.batch).map(|_| rng.range(0, s.seq_k + 1)).collect();
+        }
+        // bias and mask repeat along a random choice of axes
+        let mut repeated = || -> [u32; 4] {
+            let mut shape = scores;
+            for axis in shape.iter_mut().take(3) {
+                if rng.range(0, 2) == 0 {
+                    *axis = 1;
+                }
+            }
+            shape
+        };
+        let (bias_shape, mask_shape) = (repeated(), repeated());
+        let bias: Vec<f32> = (0..count(&bias_shape))
+            .map(|_| if rng.range(0, 8) == 0 { f32::NEG_INFINITY } else { 2.0 * rng.unit() })
+            .collect();
+        let bias_dtype = *rng.pick(&[DType::F32, op.dtype]);
+        let bias = rounded(&bias, bias_dtype);
+        let mask: Vec<f32> =
+            (0..count(&mask_shape)).map(|_| f32::from(u8::from(rng.range(0, 3) > 0))).collect();
+        if op.bias {
+            inputs.bias = spread(&bias, bias_shape, scores);
+        }
+        if op.visible {
+            inputs.visible = spread(&mask, mask_shape, scores).iter().map(|&x| x > 0.0).collect();
+        }
+
+        let plan = op.plan(ctx, s).unwrap();
+        let keys = Keys::new(ctx, self, &mut inputs, rng);
+        let tq = upload_as(ctx, self.layouts[0], &inputs.q, op.dtype).unwrap();
+        let o = Guarded::new(ctx, self.layouts[3], op.dtype);
         let lse = Guarded::new(ctx, Layout::contiguous([s.batch, s.heads, s.seq_q]), DType::F32);
-        let scratch = ctx.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: plan.scratch_bytes().max(16),
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
+        let scratch = scratch(ctx, plan.scratch_bytes());
+        let vector = |x: &[f32]| Tensor::upload(ctx, [s.heads], x).unwrap();
+        let slopes = op.alibi.then(|| vector(&inputs.slopes));
+        let sinks = op.sinks.then(|| vector(&inputs.sinks));
+        let metric = op.metric.then(|| {
+            Tensor::upload(ctx, [s.heads, s.head_dim, s.head_dim], &inputs.metric).unwrap()
         });
+        let bias = upload_as(ctx, Layout::contiguous(bias_shape), &bias, bias_dtype).unwrap();
+        let mask = upload_as(ctx, Layout::contiguous(mask_shape), &mask, DType::U8).unwrap();
         let args = AttentionArgs {
             lse: Some(lse.view()),
             scratch: Some(&scratch),
+            slopes: slopes.as_ref().map(Tensor::view),
+            sinks: sinks.as_ref().map(Tensor::view),
+            metric: metric.as_ref().map(Tensor::view),
+            bias: op.bias.then(|| bias.view_as(Layout::contiguous(bias_shape)).unwrap()),
+            visible: op.visible.then(|| mask.view_as(Layout::contiguous(mask_shape)).unwrap()),
+            key_lengths: op.key_lengths.then_some(&inputs.key_lengths),
+            page_table: op.page_size.map(|_| &keys.table[..]),
+            k_scale: keys.scales.as_ref().map(|s| s[0].view()),
+            v_scale: keys.scales.as_ref().map(|s| s[1].view()),
             ..AttentionArgs::new(
                 tq.view_as(self.layouts[0]).unwrap(),
-                tk.view_as(self.layouts[1]).unwrap(),
-                tv.view_as(self.layouts[2]).unwrap(),
+                keys.k.view_as(keys.layouts[0]).unwrap(),
+                keys.v.view_as(keys.layouts[1]).unwrap(),
                 o.view(),
             )
         };
         run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
 
-        let scale = self.options.scale.unwrap_or((s.head_dim as f32).sqrt().recip());
-        let (want, want_lse) = reference::attention(
-            &s,
-            self.options.mask,
-            f64::from(scale),
-            &to_f64(&q),
-            &to_f64(&k),
-            &to_f64(&v),
-        );
-        let simple = rounded(&plain(&s, self.options.mask, scale, &q, &k, &v), dtype);
+        let (want, want_lse) = inputs.reference(&s, &op);
+        let simple = rounded(&inputs.plain(&s, &op), op.dtype);
         let (got, got_lse) = (o.read(ctx), lse.read(ctx));
         // rows that see nothing are compared exactly, and apart from the others
         let d_v = s.head_dim_v as usize;
@@ -140,6 +249,120 @@ impl Problem {
         assert!(e.o <= budget, "{}\n output error {:.2e}, budget {budget:.2e}", what(), e.o);
         assert!(e.lse <= 4e-6, "{}\n LSE error {:.2e}", what(), e.lse);
     }
+}
+
+/// Keys and values as a call takes them: strided, in pages, or as bytes.
+struct Keys {
+    k: Tensor<1>,
+    v: Tensor<1>,
+    layouts: [Layout<4>; 2],
+    table: Vec<u32>,
+    scales: Option<[Tensor<3>; 2]>,
+}
+
+impl Keys {
+    /// Where keys are bytes, the inputs become what the bytes stand for.
+    fn new(ctx: &Context, problem: &Problem, inputs: &mut Inputs, rng: &mut Rng) -> Self {
+        let (s, op) = (problem.shape, problem.options);
+        let mut layouts = [problem.layouts[1], problem.layouts[2]];
+        let mut data = [inputs.k.clone(), inputs.v.clone()];
+        let mut table = Vec::new();
+        // place of each row of k and v among the rows of memory
+        let mut places: Vec<usize> = (0..(s.batch * s.seq_k) as usize).collect();
+        if let Some(size) = op.page_size {
+            let width = s.seq_k.div_ceil(size);
+            // a spare page, and every page somewhere else than its turn
+            let pages = s.batch * width + 1;
+            let mut order: Vec<u32> = (0..pages).collect();
+            for i in (1..order.len()).rev() {
+                order.swap(i, rng.range(0, i as u32 + 1) as usize);
+            }
+            table = order[..(s.batch * width) as usize].to_vec();
+            for (row, place) in places.iter_mut().enumerate() {
+                let (b, j) = (row as u32 / s.seq_k, row as u32 % s.seq_k);
+                *place = (table[(b * width + j / size) as usize] * size + j % size) as usize;
+            }
+            for (layout, data) in layouts.iter_mut().zip(&mut data) {
+                let [.., h, d] = layout.shape;
+                let row = (h * d) as usize;
+                let mut paged = vec![f32::NAN; (pages * size) as usize * row];
+                for (from, &to) in data.chunks(row).zip(&places) {
+                    paged[to * row..][..row].copy_from_slice(from);
+                }
+                *layout = Layout::contiguous([pages, size, h, d]);
+                *data = paged;
+            }
+            // an entry that no key of its sequence needs may name a page that does not exist
+            for (b, &length) in inputs.key_lengths.iter().enumerate() {
+                for entry in table[b * width as usize..][..width as usize]
+                    .iter_mut()
+                    .skip(length.div_ceil(size) as usize)
+                {
+                    *entry = u32::MAX;
+                }
+            }
+        }
+        let Some(block) = op.quantized else {
+            let [k, v] = [0, 1].map(|i| upload_as(ctx, layouts[i], &data[i], op.dtype).unwrap());
+            return Self { k, v, layouts, table, scales: None };
+        };
+        let mut scales = Vec::new();
+        let mut bytes = Vec::new();
+        for (i, x) in data.iter().enumerate() {
+            let shape @ [b, t, h, d] = layouts[i].shape;
+            // rows of pages that no key fills are zero in a cache of bytes
+            let finite: Vec<f32> = x.iter().map(|x| if x.is_nan() { 0.0 } else { *x }).collect();
+            let q = quantize(&finite, shape, block).unwrap();
+            let blocks = t.div_ceil(block);
+            scales.push(Tensor::upload(ctx, [b, h, blocks], &q.scales).unwrap());
+            let values: Vec<f32> = q.values.iter().map(|&x| f32::from(x)).collect();
+            let row = (h * d) as usize;
+            let input = if i == 0 { &mut inputs.k } else { &mut inputs.v };
+            for (out, &place) in input.chunks_mut(row).zip(&places) {
+                let (page, token) = (place as u32 / t, place as u32 % t);
+                for (c, x) in out.iter_mut().enumerate() {
+                    let head = c as u32 / d;
+                    let scale = q.scales[((page * h + head) * blocks + token / block) as usize];
+                    *x = values[place * row + c] * scale;
+                }
+            }
+            bytes.push(upload_as(ctx, layouts[i], &values, DType::I8).unwrap());
+        }
+        let v = bytes.pop().unwrap();
+        let k = bytes.pop().unwrap();
+        let v_scale = scales.pop().unwrap();
+        let k_scale = scales.pop().unwrap();
+        Self { k, v, layouts, table, scales: Some([k_scale, v_scale]) }
+    }
+}
+
+fn count(shape: &[u32]) -> usize {
+    shape.iter().map(|&d| d as usize).product()
+}
+
+/// `x` of shape `from`, repeated along its axes of 1 up to shape `to`.
+fn spread(x: &[f32], from: [u32; 4], to: [u32; 4]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(count(&to));
+    for flat in 0..count(&to) {
+        let (mut rest, mut at, mut stride) = (flat, 0, 1);
+        for axis in (0..4).rev() {
+            let i = rest % to[axis] as usize;
+            rest /= to[axis] as usize;
+            at += if from[axis] == 1 { 0 } else { i * stride };
+            stride *= from[axis] as usize;
+        }
+        out.push(x[at]);
+    }
+    out
+}
+
+fn scratch(ctx: &Context, bytes: u64) -> wgpu::Buffer {
+    ctx.device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: bytes.max(16),
+        usage: wgpu::BufferUsages::STORAGE,
+        mapped_at_creation: false,
+    })
 }
 
 struct Errors {
@@ -239,13 +462,59 @@ fn element_types() {
     }
 }
 
+/// Options at random, as many of them as the bindings of `device` allow.
+fn random_options(rng: &mut Rng, device: &Device) -> Attention {
+    let often = |rng: &mut Rng| rng.range(0, 4) == 0;
+    let reach = |rng: &mut Rng| *rng.pick(&[None, Some(0), Some(1), Some(5), Some(30)]);
+    let mut op = Attention {
+        mask: *rng.pick(&[Mask::None, BOTTOM_RIGHT, TOP_LEFT]),
+        scale: *rng.pick(&[None, Some(0.7), Some(-0.1), Some(0.0), Some(3.0)]),
+        dtype: *rng.pick(&[DType::F32, DType::F16, DType::BF16]),
+        split: *rng.pick(&[Split::Auto, Split::Never, Split::Keys(64)]),
+        ..Default::default()
+    };
+    if rng.range(0, 3) == 0 {
+        op.window = Window { left: reach(rng), right: reach(rng) };
+    }
+    if often(rng) {
+        op.softcap = Some(*rng.pick(&[0.5, 2.0, 50.0]));
+    }
+    op.key_lengths = often(rng);
+    if op.key_lengths && rng.range(0, 2) == 0 {
+        op.page_size = Some(*rng.pick(&[1, 4, 16, 32]));
+    }
+    if often(rng) && op.page_size.is_none_or(|page| page >= 16) {
+        op.quantized = Some(16);
+    }
+    for option in 0..5 {
+        let mut more = op;
+        let flag = match option {
+            0 => &mut more.alibi,
+            1 => &mut more.bias,
+            2 => &mut more.visible,
+            3 => &mut more.sinks,
+            _ => &mut more.metric,
+        };
+        *flag = often(rng);
+        // a device with few bindings takes few at once
+        if more.design(&device.ctx.caps, shape(1, [1, 1], [1, 1], [4, 4])).is_ok() {
+            op = more;
+        }
+    }
+    op
+}
+
 /// Random problems, views and options; the seed of a failure is in its message.
 #[test]
 fn random_problems() {
-    let slow = std::env::var("TILEWISE_SLOW").is_ok_and(|v| v == "1");
-    let count = if slow { 1000 } else { 100 };
-    for device in devices() {
+    let count = if slow() { 1000 } else { 100 };
+    for (index, device) in devices().iter().enumerate() {
+        let mut ran = 0;
         for seed in 0..count {
+            // a driver that compiles slowly takes a tenth of them
+            if !slow() && device.ctx.caps.unrolled < 1000 && seed % 10 != index as u64 % 10 {
+                continue;
+            }
             let mut rng = Rng(1000 + seed);
             let heads_kv = rng.range(1, 4);
             let s = shape(
@@ -255,18 +524,468 @@ fn random_problems() {
                 // few sizes: every new one is a kernel to compile
                 *rng.pick(&[[16, 16], [8, 20], [7, 3]]),
             );
-            let options = Attention {
-                mask: *rng.pick(&[Mask::None, BOTTOM_RIGHT, TOP_LEFT]),
-                scale: *rng.pick(&[None, Some(0.7), Some(-0.1), Some(0.0), Some(3.0)]),
-                dtype: *rng.pick(&[DType::F32, DType::F16, DType::BF16]),
-                ..Default::default()
-            };
+            let options = random_options(&mut rng, device);
             let mut problem = Problem::new(s, options);
             problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
             println!("seed {}", 1000 + seed);
             problem.check(device, &mut rng);
+            ran += 1;
+        }
+        println!("{}: {ran} problems", device.name);
+        device.ctx.forget_kernels();
+    }
+}
+
+fn slow() -> bool {
+    std::env::var("TILEWISE_SLOW").is_ok_and(|v| v == "1")
+}
+
+/// Each option alone, on sizes that leave ragged tails.
+#[test]
+fn each_option() {
+    let base = Attention { split: Split::Never, ..Default::default() };
+    let paged = Attention { key_lengths: true, page_size: Some(16), ..base };
+    let window = |left, right| Attention { window: Window { left, right }, ..base };
+    let all = [
+        Attention { split: Split::Keys(64), mask: BOTTOM_RIGHT, ..base },
+        window(Some(3), Some(2)),
+        window(Some(0), Some(0)),
+        Attention { mask: TOP_LEFT, ..window(Some(7), None) },
+        Attention { softcap: Some(0.7), ..base },
+        Attention { alibi: true, mask: BOTTOM_RIGHT, ..base },
+        Attention { bias: true, ..base },
+        Attention { visible: true, ..base },
+        Attention { sinks: true, mask: BOTTOM_RIGHT, ..base },
+        Attention { metric: true, ..base },
+        Attention { key_lengths: true, ..base },
+        Attention { quantized: Some(16), ..base },
+        Attention { mask: BOTTOM_RIGHT, ..paged },
+        Attention { quantized: Some(16), split: Split::Keys(64), ..paged },
+        Attention { page_size: Some(1), ..paged },
+    ];
+    for (index, device) in devices().iter().enumerate() {
+        for (i, options) in all.into_iter().enumerate() {
+            if !slow() && device.ctx.caps.unrolled < 1000 && i % 4 != index % 4 {
+                continue;
+            }
+            let mut rng = Rng(20);
+            let mut problem = Problem::new(shape(2, [37, 131], [4, 2], [12, 8]), options);
+            problem.check(device, &mut rng);
+            problem.shape.seq_q = 3;
+            let problem = Problem::new(problem.shape, options);
+            problem.check(device, &mut rng);
         }
         device.ctx.forget_kernels();
+    }
+}
+
+/// One latent head of 576 channels whose first 512 are the values.
+#[test]
+fn latent_keys() {
+    for device in devices() {
+        // minutes and gigabytes on a compiler that unrolls badly
+        if device.ctx.caps.unrolled < 1000 && !slow() {
+            println!("skipped on {}: a kernel too long for its compiler", device.name);
+            continue;
+        }
+        let ctx = &device.ctx;
+        let mut rng = Rng(21);
+        let s = shape(2, [2, 50], [8, 1], [576, 512]);
+        let op = Attention { mask: BOTTOM_RIGHT, scale: Some(0.0721), ..Default::default() };
+        let plan = op.plan(ctx, s).unwrap();
+        let (q, kv) = (rng.vec(2 * 2 * 8 * 576), rng.vec(2 * 50 * 576));
+        let tq = Tensor::upload(ctx, [2, 2, 8, 576], &q).unwrap();
+        let cache = Tensor::upload(ctx, [2, 50, 1, 576], &kv).unwrap();
+        let values = Layout { shape: [2, 50, 1, 512], ..cache.view().layout };
+        let o = Guarded::new(ctx, Layout::contiguous([2, 2, 8, 512]), DType::F32);
+        let scratch = scratch(ctx, plan.scratch_bytes());
+        let args = AttentionArgs {
+            scratch: Some(&scratch),
+            ..AttentionArgs::new(
+                tq.view(),
+                cache.view(),
+                cache.view_as(values).unwrap(),
+                o.view(),
+            )
+        };
+        run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+        let v = kv.chunks(576).flat_map(|row| row[..512].to_vec()).collect();
+        let inputs = Inputs { q, k: kv, v, ..Default::default() };
+        let (want, _) = inputs.reference(&s, &op);
+        let plain = rel_rms(&inputs.plain(&s, &op), &want);
+        let error = rel_rms(&o.read(ctx), &want);
+        assert!(error <= 2.0 * plain.max(1.2e-7), "{}: {error:.1e} {plain:.1e}", device.name);
+        ctx.forget_kernels();
+    }
+}
+
+/// Packed sequences, empty ones among them, against each one alone; with keys in one row or in pages.
+#[test]
+fn packed_sequences() {
+    let (lens_q, lens_k) = ([5u32, 0, 40, 1, 33], [9u32, 4, 40, 0, 70]);
+    let bounds = |lens: &[u32]| {
+        let sum = |all: &mut u32, &n: &u32| {
+            *all += n;
+            Some(*all)
+        };
+        [0].into_iter().chain(lens.iter().scan(0, sum)).collect::<Vec<u32>>()
+    };
+    let (cu_q, cu_k) = (bounds(&lens_q), bounds(&lens_k));
+    let [total_q, total_k] = [cu_q[5], cu_k[5]];
+    for (index, device) in devices().iter().enumerate() {
+        let ctx = &device.ctx;
+        for (i, split, dtype, paged) in [
+            (0, Split::Auto, DType::F32, false),
+            (1, Split::Keys(64), DType::F16, false),
+            (2, Split::Never, DType::F16, true),
+            (3, Split::Keys(64), DType::F32, true),
+        ] {
+            if !slow() && ctx.caps.unrolled < 1000 && i != index % 4 {
+                continue;
+            }
+            let mut rng = Rng(22);
+            let (h, hk, d, dv) = (4, 2, 12, 8);
+            let vec = |rng: &mut Rng, n: u32| rounded(&rng.vec(n as usize), dtype);
+            let q = vec(&mut rng, total_q * h * d);
+            let k = vec(&mut rng, total_k * hk * d);
+            let v = vec(&mut rng, total_k * hk * dv);
+            let op = Attention {
+                mask: BOTTOM_RIGHT,
+                packed: true,
+                split,
+                dtype,
+                alibi: true,
+                key_lengths: paged,
+                page_size: paged.then_some(16),
+                ..Default::default()
+            };
+            let longest = if paged { 70 } else { total_k };
+            let s = shape(1, [total_q, longest], [h, hk], [d, dv]);
+            let plan = op.plan(ctx, s).unwrap();
+            let slopes = [0.1f32, 0.2, 0.3, 0.4];
+            let tslopes = Tensor::upload(ctx, [4], &slopes).unwrap();
+            let tq = upload_as(ctx, Layout::contiguous([1, total_q, h, d]), &q, dtype).unwrap();
+            // pages in order of the sequences, five for each
+            let table: Vec<u32> = (0..25).rev().collect();
+            let store = |x: &[f32], d: u32| {
+                if !paged {
+                    let layout = Layout::contiguous([1, total_k, hk, d]);
+                    return (layout, upload_as(ctx, layout, x, dtype).unwrap());
+                }
+                let row = (hk * d) as usize;
+                let mut cache = vec![f32::NAN; 25 * 16 * row];
+                for (seq, pair) in cu_k.windows(2).enumerate() {
+                    for (t, from) in (pair[0]..pair[1]).enumerate() {
+                        let to = table[seq * 5 + t / 16] as usize * 16 + t % 16;
+                        cache[to * row..][..row].copy_from_slice(&x[from as usize * row..][..row]);
+                    }
+                }
+                let layout = Layout::contiguous([25, 16, hk, d]);
+                (layout, upload_as(ctx, layout, &cache, dtype).unwrap())
+            };
+            let ((lk, tk), (lv, tv)) = (store(&k, d), store(&v, dv));
+            let o = Guarded::new(ctx, Layout::contiguous([1, total_q, h, dv]), dtype);
+            let lse = Guarded::new(ctx, Layout::contiguous([1, h, total_q]), DType::F32);
+            let scratch = scratch(ctx, plan.scratch_bytes());
+            let args = AttentionArgs {
+                lse: Some(lse.view()),
+                scratch: Some(&scratch),
+                slopes: Some(tslopes.view()),
+                cu_seqlens_q: Some(&cu_q),
+                cu_seqlens_k: (!paged).then_some(&cu_k[..]),
+                key_lengths: paged.then_some(&lens_k[..]),
+                page_table: paged.then_some(&table[..]),
+                ..AttentionArgs::new(
+                    tq.view_as(Layout::contiguous([1, total_q, h, d])).unwrap(),
+                    tk.view_as(lk).unwrap(),
+                    tv.view_as(lv).unwrap(),
+                    o.view(),
+                )
+            };
+            run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+            let (got, got_lse) = (o.read(ctx), lse.read(ctx));
+            for seq in 0..5 {
+                let rows = |cu: &[u32], width: u32| {
+                    (cu[seq] * width) as usize..(cu[seq + 1] * width) as usize
+                };
+                let alone = shape(1, [lens_q[seq], lens_k[seq]], [h, hk], [d, dv]);
+                let inputs = Inputs {
+                    q: q[rows(&cu_q, h * d)].to_vec(),
+                    k: k[rows(&cu_k, hk * d)].to_vec(),
+                    v: v[rows(&cu_k, hk * dv)].to_vec(),
+                    slopes: slopes.to_vec(),
+                    ..Default::default()
+                };
+                let (want, want_lse) = inputs.reference(&alone, &op);
+                let error = rel_rms(&got[rows(&cu_q, h * dv)], &want);
+                let plain = rel_rms(&rounded(&inputs.plain(&alone, &op), dtype), &want);
+                let budget = 2.0 * plain.max(2.0 * dtype.unit_roundoff());
+                assert!(error <= budget, "{} {op:?} {seq}: {error:.1e}", device.name);
+                for (at, want) in want_lse.iter().enumerate() {
+                    let (head, row) = (at / lens_q[seq] as usize, at % lens_q[seq] as usize);
+                    let got = got_lse[head * total_q as usize + cu_q[seq] as usize + row];
+                    let same = f64::from(got) == *want || (f64::from(got) - want).abs() < 1e-5;
+                    assert!(same, "{} {op:?} {seq}: LSE {got} {want}", device.name);
+                }
+            }
+        }
+        ctx.forget_kernels();
+    }
+}
+
+/// A row's bits do not depend on the batch that it sits in, nor on the longest of its sequences.
+#[test]
+fn decoding_does_not_depend_on_the_batch() {
+    for device in devices() {
+        let ctx = &device.ctx;
+        let mut rng = Rng(23);
+        let lengths = [700u32, 1, 300, 256, 513];
+        let (h, hk, d) = (4u32, 2u32, 16u32);
+        let row = (hk * d) as usize;
+        let q = rng.vec(5 * (h * d) as usize);
+        let caches: Vec<[Vec<f32>; 2]> =
+            lengths.iter().map(|&n| [0, 1].map(|_| rng.vec(n as usize * row))).collect();
+        let decode = |batch: &[usize]| -> Vec<Vec<u32>> {
+            let most = batch.iter().map(|&b| lengths[b]).max().unwrap();
+            let n = batch.len() as u32;
+            let s = shape(n, [1, most], [h, hk], [d, d]);
+            let op = Attention { key_lengths: true, ..Default::default() };
+            let plan = op.plan(ctx, s).unwrap();
+            let mut data = [Vec::new(), Vec::new()];
+            let mut queries: Vec<f32> = Vec::new();
+            for &b in batch {
+                for (all, one) in data.iter_mut().zip(&caches[b]) {
+                    all.extend(one);
+                    all.resize(all.len() + (most - lengths[b]) as usize * row, f32::NAN);
+                }
+                queries.extend(&q[b * (h * d) as usize..][..(h * d) as usize]);
+            }
+            let tq = Tensor::upload(ctx, [n, 1, h, d], &queries).unwrap();
+            let [tk, tv] = data.map(|x| Tensor::upload(ctx, [n, most, hk, d], &x).unwrap());
+            let o = Tensor::zeros(ctx, [n, 1, h, d], DType::F32).unwrap();
+            let scratch = scratch(ctx, plan.scratch_bytes());
+            let of_batch: Vec<u32> = batch.iter().map(|&b| lengths[b]).collect();
+            let args = AttentionArgs {
+                key_lengths: Some(&of_batch),
+                scratch: Some(&scratch),
+                ..AttentionArgs::new(tq.view(), tk.view(), tv.view(), o.view())
+            };
+            run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+            let out: Vec<f32> = o.download(ctx).unwrap();
+            out.chunks((h * d) as usize)
+                .map(|x| x.iter().map(|x| x.to_bits()).collect())
+                .collect()
+        };
+        let all = decode(&[0, 1, 2, 3, 4]);
+        for b in 0..5 {
+            assert_eq!(decode(&[b])[0], all[b], "{} sequence {b}", device.name);
+        }
+        let other = decode(&[4, 2]);
+        assert_eq!([&other[0], &other[1]], [&all[4], &all[2]], "{}", device.name);
+    }
+}
+
+/// Attention over three shards of the keys, one of them hidden from some rows, merged.
+#[test]
+fn merged_shards_are_the_whole() {
+    for device in devices() {
+        let ctx = &device.ctx;
+        for (dtype, d) in [(DType::F32, 16), (DType::F16, 16), (DType::F32, 7)] {
+            let mut rng = Rng(24);
+            let s = shape(2, [33, 90], [4, 2], [d, d]);
+            let vec = |rng: &mut Rng, n: u32| rounded(&rng.vec(n as usize), dtype);
+            let (q, k, v) = (
+                vec(&mut rng, 2 * 33 * 4 * d),
+                vec(&mut rng, 2 * 90 * 2 * d),
+                vec(&mut rng, 2 * 90 * 2 * d),
+            );
+            let up = |x: &[f32], dims: [u32; 4]| {
+                upload_as(ctx, Layout::contiguous(dims), x, dtype).unwrap()
+            };
+            let (tq, tk, tv) = (up(&q, [2, 33, 4, d]), up(&k, [2, 90, 2, d]), up(&v, [2, 90, 2, d]));
+            let parts = Tensor::zeros(ctx, [3, 2, 33, 4, d], dtype).unwrap();
+            let lses = Tensor::zeros(ctx, [3, 2, 4, 33], DType::F32).unwrap();
+            // a causal mask of the whole: rows before a shard's first key see none of it
+            for (part, (first, length)) in [(0u32, 20u32), (20, 15), (35, 55)].into_iter().enumerate()
+            {
+                let part = part as u64;
+                let op = Attention {
+                    visible: true,
+                    dtype,
+                    split: Split::Never,
+                    ..Default::default()
+                };
+                let shard = shape(2, [33, length], [4, 2], [d, d]);
+                let mask: Vec<f32> = (0..33 * length)
+                    .map(|i| f32::from(u8::from(first + i % length <= i / length)))
+                    .collect();
+                let mask_layout = Layout::contiguous([1, 1, 33, length]);
+                let tmask = upload_as(ctx, mask_layout, &mask, DType::U8).unwrap();
+                let plan = op.plan(ctx, shard).unwrap();
+                let keys = Layout {
+                    shape: [2, length, 2, d],
+                    offset: u64::from(first * 2 * d),
+                    ..Layout::contiguous([2, 90, 2, d])
+                };
+                let size = u64::from(2 * 33 * 4 * d);
+                let out = Layout::contiguous([2, 33, 4, d]).with_offset(part * size);
+                let lse = Layout::contiguous([2, 4, 33]).with_offset(part * 2 * 4 * 33);
+                let args = AttentionArgs {
+                    lse: Some(lses.view_as(lse).unwrap()),
+                    visible: Some(tmask.view_as(mask_layout).unwrap()),
+                    ..AttentionArgs::new(
+                        tq.view_as(Layout::contiguous([2, 33, 4, d])).unwrap(),
+                        tk.view_as(keys).unwrap(),
+                        tv.view_as(keys).unwrap(),
+                        parts.view_as(out).unwrap(),
+                    )
+                };
+                run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+            }
+            let o = Guarded::new(ctx, Layout::contiguous([2, 33, 4, d]), dtype);
+            let lse = Guarded::new(ctx, Layout::contiguous([2, 4, 33]), DType::F32);
+            let merge = Merge { dtype, parts_dtype: dtype };
+            let sizes = MergeShape { parts: 3, batch: 2, seq: 33, heads: 4, head_dim_v: d };
+            let plan = merge.plan(ctx, sizes).unwrap();
+            let args = MergeArgs {
+                o_parts: parts.view(),
+                lse_parts: lses.view(),
+                o: o.view(),
+                lse: Some(lse.view()),
+            };
+            run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+            let inputs = Inputs { q, k, v, ..Default::default() };
+            let op = Attention { mask: TOP_LEFT, ..Default::default() };
+            let (want, want_lse) = inputs.reference(&s, &op);
+            // parts are rounded, too
+            let error = rel_rms(&o.read(ctx), &want);
+            assert!(error < 4.0 * dtype.unit_roundoff().max(1e-7), "{}: {error:.1e}", device.name);
+            let error = rel_rms(&lse.read(ctx), &want_lse);
+            assert!(error < 1e-6, "{}: LSE {error:.1e}", device.name);
+        }
+        ctx.forget_kernels();
+    }
+}
+
+#[test]
+fn pairs_of_keys() {
+    for device in devices() {
+        let ctx = &device.ctx;
+        let mut rng = Rng(25);
+        for (causal, dims, dtype) in [
+            (false, [16, 16], DType::F32),
+            (true, [16, 8], DType::F16),
+            (true, [5, 3], DType::F32),
+        ] {
+            let [d, dv] = dims;
+            let (t, s1, s2, h, hk) = (9u32, 7u32, if causal { 9 } else { 6 }, 4u32, 2u32);
+            let tensor = |rng: &mut Rng, n: u32, h: u32, d: u32| {
+                let layout = random_layout(rng, [2, n, h, d]);
+                let x = rounded(&rng.vec((2 * n * h * d) as usize), dtype);
+                (upload_as(ctx, layout, &x, dtype).unwrap(), layout, to_f64(&x))
+            };
+            let q = tensor(&mut rng, t, h, d);
+            let k1 = tensor(&mut rng, s1, hk, d);
+            let k2 = tensor(&mut rng, s2, hk, d);
+            let v1 = tensor(&mut rng, s1, hk, dv);
+            let v2 = tensor(&mut rng, s2, hk, dv);
+            let o = Guarded::new(ctx, random_layout(&mut rng, [2, t, h, dv]), dtype);
+            let lse = Guarded::new(ctx, Layout::contiguous([2, h, t]), DType::F32);
+            let op = TripleAttention { causal, scale: Some(0.9), dtype };
+            let s = TripleShape {
+                batch: 2,
+                seq_q: t,
+                seq_1: s1,
+                seq_2: s2,
+                heads: h,
+                heads_kv: hk,
+                head_dim: d,
+                head_dim_v: dv,
+            };
+            let args = TripleArgs {
+                q: q.0.view_as(q.1).unwrap(),
+                k1: k1.0.view_as(k1.1).unwrap(),
+                k2: k2.0.view_as(k2.1).unwrap(),
+                v1: v1.0.view_as(v1.1).unwrap(),
+                v2: v2.0.view_as(v2.1).unwrap(),
+                o: o.view(),
+                lse: Some(lse.view()),
+            };
+            let plan = op.plan(ctx, s).unwrap();
+            run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+            let (want, want_lse) =
+                reference::triple_attention(&s, &op, &q.2, &k1.2, &k2.2, &v1.2, &v2.2);
+            let error = rel_rms(&o.read(ctx), &want);
+            assert!(error < 4.0 * dtype.unit_roundoff(), "{} {op:?}: {error:.1e}", device.name);
+            for (got, want) in lse.read(ctx).iter().zip(&want_lse) {
+                assert!((f64::from(*got) - want).abs() < 4e-6, "{}: {got} {want}", device.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn appended_rows_land_in_their_pages() {
+    for device in devices() {
+        let ctx = &device.ctx;
+        for (dtype, [d, dv]) in [(DType::F32, [8, 4]), (DType::F16, [5, 3]), (DType::BF16, [8, 8])]
+        {
+            let mut rng = Rng(26);
+            let (batch, seq, h, pages, size) = (2u32, 3u32, 2u32, 7u32, 4u32);
+            let append = KvAppend { dtype };
+            let s = KvAppendShape {
+                batch,
+                seq,
+                heads_kv: h,
+                head_dim: d,
+                head_dim_v: dv,
+                pages,
+                page_size: size,
+            };
+            let plan = append.plan(ctx, s).unwrap();
+            let new = |rng: &mut Rng, d: u32| {
+                let x = rounded(&rng.vec((batch * seq * h * d) as usize), dtype);
+                (upload_as(ctx, Layout::contiguous([batch, seq, h, d]), &x, dtype).unwrap(), x)
+            };
+            let (tk, k) = new(&mut rng, d);
+            let (tv, v) = new(&mut rng, dv);
+            let k_pages = Guarded::new(ctx, Layout::contiguous([pages, size, h, d]), dtype);
+            let v_pages = Guarded::new(ctx, Layout::contiguous([pages, size, h, dv]), dtype);
+            let (first, table) = ([6u32, 3], [9, 2, 5, 0, 4, 9]);
+            let args = KvAppendArgs {
+                k: tk.view_as(Layout::contiguous([batch, seq, h, d])).unwrap(),
+                v: tv.view_as(Layout::contiguous([batch, seq, h, dv])).unwrap(),
+                k_pages: k_pages.view(),
+                v_pages: v_pages.view(),
+                first: &first,
+                page_table: &table,
+            };
+            run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+            for (cache, x, d) in [(&k_pages, &k, d), (&v_pages, &v, dv)] {
+                let got = cache.read(ctx);
+                let row = (h * d) as usize;
+                let mut want = vec![f32::NAN; got.len()];
+                // rows 6, 7, 8 of the first sequence, 3, 4, 5 of the second
+                let places = [2 * 4 + 2, 2 * 4 + 3, 5 * 4, 3, 4 * 4, 4 * 4 + 1];
+                for (from, to) in x.chunks(row).zip(places) {
+                    want[to * row..][..row].copy_from_slice(from);
+                }
+                let same = got.iter().zip(&want).all(|(g, w)| g == w || (g.is_nan() && w.is_nan()));
+                assert!(same, "{} {dtype}: {got:?} {want:?}", device.name);
+            }
+            let mut encoder = ctx.device.create_command_encoder(&Default::default());
+            let mut refused = |first: &[u32], page_table: &[u32]| {
+                plan.encode(ctx, &mut encoder, &KvAppendArgs { first, page_table, ..args })
+                    .unwrap_err()
+                    .to_string()
+            };
+            assert!(refused(&[6, 3], &[9, 2, 7, 0, 4, 9]).contains("pages below 7"));
+            assert!(refused(&[10, 3], &table).contains("rows below 12"));
+            assert!(refused(&[6], &table).contains("2 sequences"));
+            assert!(refused(&[6, 3], &[9, 2, 5, 2, 4, 9]).contains("two rows"));
+            let plan = KvAppend { dtype }.plan(ctx, KvAppendShape { page_size: 6, ..s });
+            assert!(matches!(plan, Err(Error::Shape { .. })));
+        }
     }
 }
 
@@ -304,8 +1023,12 @@ fn every_supported_tile_is_right() {
 fn seventy_thousand_keys() {
     for device in devices() {
         let mut rng = Rng(8);
-        Problem::new(shape(1, [3, 70_000], [1, 1], [16, 16]), Attention::default())
-            .check(device, &mut rng);
+        let split = Split::Never;
+        Problem::new(
+            shape(1, [3, 70_000], [1, 1], [16, 16]),
+            Attention { split, ..Default::default() },
+        )
+        .check(device, &mut rng);
         Problem::new(shape(1, [2, 70_000], [1, 1], [64, 64]), Attention::default())
             .check(device, &mut rng);
     }
@@ -347,17 +1070,18 @@ fn hidden_nan_never_reaches_an_output() {
                 *x = f32::NAN;
             }
             let plan = Attention { mask, algorithm, ..Default::default() }.plan(ctx, s).unwrap();
-            let up = |x: &[f32]| tilewise::Tensor::upload(ctx, [1, 24, 1, 16], x).unwrap();
+            let up = |x: &[f32]| Tensor::upload(ctx, [1, 24, 1, 16], x).unwrap();
             let o = Guarded::new(ctx, Layout::contiguous([1, 24, 1, 16]), DType::F32);
-            let scratch = tilewise::Tensor::zeros(ctx, [24 * 24 + 4], DType::F32).unwrap();
+            let scratch = Tensor::zeros(ctx, [24 * 24 + 4], DType::F32).unwrap();
             let (tq, tk, tv) = (up(&q), up(&k), up(&v));
             let mut args = AttentionArgs::new(tq.view(), tk.view(), tv.view(), o.view());
             args.scratch = Some(scratch.buffer());
             run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
             let rows = &o.read(ctx)[..23 * 16];
             let first = AttentionShape { seq_q: 23, seq_k: 23, ..s };
+            let inputs = Inputs { q: q.clone(), k: k.clone(), v: v.clone(), ..Default::default() };
             let (want, _) =
-                reference::attention(&first, mask, 0.25, &to_f64(&q), &to_f64(&k), &to_f64(&v));
+                inputs.reference(&first, &Attention { mask, ..Default::default() });
             assert!(rel_rms(rows, &want) < 1e-6, "{} {algorithm:?}", device.name);
         }
     }
@@ -369,12 +1093,12 @@ fn bitwise_repeatable() {
         let ctx = &device.ctx;
         let s = shape(1, [65, 70], [4, 2], [32, 32]);
         let mut rng = Rng(12);
-        let up = |x: Vec<f32>, shape| tilewise::Tensor::upload(ctx, shape, &x).unwrap();
+        let up = |x: Vec<f32>, shape| Tensor::upload(ctx, shape, &x).unwrap();
         let q = up(rng.vec(65 * 4 * 32), [1, 65, 4, 32]);
         let k = up(rng.vec(70 * 2 * 32), [1, 70, 2, 32]);
         let plan = Attention { mask: BOTTOM_RIGHT, ..Default::default() }.plan(ctx, s).unwrap();
         let once = || {
-            let o = tilewise::Tensor::zeros(ctx, [1, 65, 4, 32], DType::F32).unwrap();
+            let o = Tensor::zeros(ctx, [1, 65, 4, 32], DType::F32).unwrap();
             let args = AttentionArgs::new(q.view(), k.view(), k.view(), o.view());
             run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
             o.download::<f32>(ctx).unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>()

@@ -8,8 +8,9 @@ use common::uniformity;
 use tilewise::{
     Caps, Context, DType, Error, Layout, Tensor, TensorView, Tier,
     attention::{
-        Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask,
-        Tiles,
+        Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment,
+        KvAppend, KvAppendShape, MAX_HEAD_DIM, Mask, Merge, MergeShape, Split, Tiles,
+        TripleAttention, TripleShape, Window,
     },
     wgpu,
 };
@@ -64,6 +65,85 @@ fn attention_variants() -> Vec<(AttentionShape, Attention)> {
     all
 }
 
+/// Options that change the text of the tiled kernels, each alone and in company.
+fn attention_options() -> Vec<Attention> {
+    let base = Attention { split: Split::Never, ..Default::default() };
+    let paged = Attention { key_lengths: true, page_size: Some(16), ..base };
+    let mut all = vec![
+        Attention { split: Split::Keys(64), ..base },
+        Attention { window: Window { left: Some(3), right: Some(2) }, ..base },
+        Attention { softcap: Some(30.0), ..base },
+        Attention { alibi: true, ..base },
+        Attention { bias: true, ..base },
+        Attention { visible: true, ..base },
+        Attention { sinks: true, ..base },
+        Attention { metric: true, ..base },
+        Attention { packed: true, ..base },
+        Attention { key_lengths: true, ..base },
+        Attention { quantized: Some(16), ..base },
+        paged,
+        Attention { quantized: Some(16), split: Split::Auto, ..paged },
+        Attention { packed: true, split: Split::Keys(128), ..paged },
+        Attention { page_size: Some(1), ..paged },
+    ];
+    // as many at once as eight bindings allow
+    all.extend([
+        Attention { bias: true, visible: true, softcap: Some(5.0), key_lengths: true, ..base },
+        Attention { alibi: true, sinks: true, metric: true, window: all[1].window, ..base },
+    ]);
+    all
+}
+
+#[test]
+fn every_attention_option_compiles_and_is_uniform() {
+    let ctx = noop();
+    for tier in [Tier::Portable, Tier::Subgroup] {
+        let ctx = ctx.with_tier(tier).unwrap();
+        for options in attention_options() {
+            for dims in [[64, 64], [7, 5]] {
+                let shape = AttentionShape {
+                    batch: 1,
+                    seq_q: 40,
+                    seq_k: 70,
+                    heads: 4,
+                    heads_kv: 2,
+                    head_dim: dims[0],
+                    head_dim_v: dims[1],
+                };
+                let plan = options.plan(&ctx, shape).unwrap();
+                for wgsl in plan.wgsl() {
+                    let report = uniformity::check_source(&wgsl).unwrap();
+                    let faults: Vec<_> = report.barriers.union(&report.subgroups).collect();
+                    assert!(faults.is_empty(), "{}: {faults:?}", plan.label());
+                }
+            }
+        }
+        let merge = MergeShape { parts: 3, batch: 1, seq: 5, heads: 2, head_dim_v: 7 };
+        Merge::default().plan(&ctx, merge).unwrap();
+        let triple = TripleShape {
+            batch: 1,
+            seq_q: 5,
+            seq_1: 6,
+            seq_2: 7,
+            heads: 2,
+            heads_kv: 1,
+            head_dim: 12,
+            head_dim_v: 5,
+        };
+        TripleAttention::default().plan(&ctx, triple).unwrap();
+        let append = KvAppendShape {
+            batch: 2,
+            seq: 3,
+            heads_kv: 2,
+            head_dim: 8,
+            head_dim_v: 5,
+            pages: 9,
+            page_size: 4,
+        };
+        KvAppend { dtype: DType::F16 }.plan(&ctx, append).unwrap();
+    }
+}
+
 #[test]
 fn every_attention_variant_compiles_and_encodes() {
     // what WebGPU promises everywhere: 16 KiB, 256 invocations, 8 storage buffers
@@ -89,7 +169,8 @@ fn every_attention_variant_compiles_and_encodes() {
                 let v = zeros([s.batch, s.seq_k, s.heads_kv, s.head_dim_v]);
                 let o = zeros([s.batch, s.seq_q, s.heads, s.head_dim_v]);
                 let lse = Tensor::zeros(&ctx, [s.batch, s.heads, s.seq_q], DType::F32).unwrap();
-                let scratch = Tensor::zeros(&ctx, [4096], DType::F32).unwrap();
+                let words = u32::try_from(plan.scratch_bytes() / 4).unwrap();
+                let scratch = Tensor::zeros(&ctx, [words.max(4)], DType::F32).unwrap();
                 for lse in [None, Some(lse.view())] {
                     let args = AttentionArgs {
                         lse,
@@ -107,7 +188,7 @@ fn every_attention_variant_compiles_and_encodes() {
 #[test]
 fn portable_kernels_fit_sixteen_kibibytes() {
     let caps = Caps::minimum();
-    for d in 1..=256 {
+    for d in 1..=MAX_HEAD_DIM {
         let s = AttentionShape::self_attention(1, 100, 1, d);
         let plan = Attention::default().design(&caps, s).unwrap();
         let wgsl = plan.wgsl().remove(0);
@@ -166,21 +247,22 @@ fn refused<'a>(
 #[test]
 fn bad_input() {
     let ctx = noop();
-    let plan = Attention::default().plan(&ctx, SHAPE).unwrap();
+    let base = Attention { split: Split::Never, ..Default::default() };
+    let plan = base.plan(&ctx, SHAPE).unwrap();
     let t = tensors(&ctx);
     let mut list: Vec<(&str, Error, &[&str])> = Vec::new();
 
     // plan: sizes and options
-    let planned = |shape: AttentionShape| Attention::default().plan(&ctx, shape).unwrap_err();
+    let planned = |shape: AttentionShape| base.plan(&ctx, shape).unwrap_err();
     list.push((
         "head_dim 0",
         planned(AttentionShape { head_dim: 0, ..SHAPE }),
-        &["head_dim", "1 to 256", "got 0"],
+        &["head_dim", "1 to 576", "got 0"],
     ));
     list.push((
-        "head_dim 257",
-        planned(AttentionShape { head_dim: 257, ..SHAPE }),
-        &["1 to 256", "got 257"],
+        "head_dim 577",
+        planned(AttentionShape { head_dim: 577, ..SHAPE }),
+        &["1 to 576", "got 577"],
     ));
     list.push((
         "no heads",
@@ -202,7 +284,7 @@ fn bad_input() {
         planned(AttentionShape { batch: 1 << 16, seq_q: 1 << 16, ..SHAPE }),
         &["elements in one tensor", "137438953472", "4294967295"],
     ));
-    let most = 1 << 30;
+    let most = (1 << 30) - 2;
     list.push((
         "sizes past u64",
         planned(AttentionShape {
@@ -220,7 +302,7 @@ fn bad_input() {
     list.push(("tiles too large", error, &["tiles", "at most 256", "4096"]));
     let mut counted = ctx.caps.clone();
     counted.loop_trips = 60_000;
-    let error = Attention::default()
+    let error = base
         .plan(&ctx.with_caps(counted), AttentionShape { seq_k: 1 << 27, ..SHAPE })
         .unwrap_err();
     list.push((
@@ -234,7 +316,7 @@ fn bad_input() {
     list.push((
         "scores past a binding",
         error,
-        &["bytes of stored scores", "6400000000", "134217728"],
+        &["bytes of scratch", "6400000000", "134217728"],
     ));
 
     // encode: views
@@ -282,7 +364,7 @@ fn bad_input() {
             let plan = unfused.plan(&ctx, SHAPE).unwrap();
             refused(&ctx, &plan, &t, |_| {})
         },
-        &["scratch", "560 bytes", "none given"],
+        &["scratch", "768 bytes", "none given"],
     ));
     let buffer = |size, usage| {
         ctx.device.create_buffer(&wgpu::BufferDescriptor {
@@ -299,8 +381,143 @@ fn bad_input() {
             let plan = unfused.plan(&ctx, SHAPE).unwrap();
             refused(&ctx, &plan, &t, |a| a.scratch = Some(&tiny))
         },
-        &["scratch", "560", "64"],
+        &["scratch", "768", "64"],
     ));
+
+    // options and lists
+    let option = |change: &dyn Fn(&mut Attention)| {
+        let mut op = base;
+        change(&mut op);
+        op.plan(&ctx, SHAPE).unwrap_err()
+    };
+    let range = &["softcap", "a positive finite number"];
+    list.push(("softcap 0", option(&|op| op.softcap = Some(0.0)), range));
+    list.push(("NaN softcap", option(&|op| op.softcap = Some(f32::NAN)), range));
+    list.push((
+        "page size 0",
+        option(&|op| (op.key_lengths, op.page_size) = (true, Some(0))),
+        &["page_size", "a power of two", "got 0"],
+    ));
+    list.push((
+        "page size 12",
+        option(&|op| (op.key_lengths, op.page_size) = (true, Some(12))),
+        &["page_size", "a power of two", "got 12"],
+    ));
+    list.push((
+        "pages without lengths",
+        option(&|op| op.page_size = Some(16)),
+        &["pages need key_lengths"],
+    ));
+    list.push((
+        "int8 of 8 tokens",
+        option(&|op| op.quantized = Some(8)),
+        &["quantized", "a power of two from 16", "got 8"],
+    ));
+    list.push((
+        "split at 100 keys",
+        option(&|op| op.split = Split::Keys(100)),
+        &["split", "a positive multiple of 64", "got 100"],
+    ));
+    list.push((
+        "int8 as element type",
+        option(&|op| op.dtype = DType::I8),
+        &["dtype", "f32, f16 or bf16", "got i8"],
+    ));
+    list.push((
+        "unfused with a window",
+        option(&|op| (op.algorithm, op.softcap) = (Algorithm::Unfused, Some(1.0))),
+        &["algorithm", "causal mask and a scale only"],
+    ));
+    let given = |op: Attention, change: &dyn Fn(&mut AttentionArgs<'_>)| {
+        let plan = op.plan(&ctx, SHAPE).unwrap();
+        let mut args = AttentionArgs::new(t.q.view(), t.k.view(), t.k.view(), t.o.view());
+        change(&mut args);
+        plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap_err()
+    };
+    let three = Tensor::<1>::zeros(&ctx, [3], DType::F32).unwrap();
+    for (name, op) in [
+        ("slopes of the wrong length", Attention { alibi: true, ..base }),
+        ("sinks of the wrong length", Attention { sinks: true, ..base }),
+    ] {
+        let error = {
+            let plan = op.plan(&ctx, SHAPE).unwrap();
+            let mut args = AttentionArgs::new(t.q.view(), t.k.view(), t.k.view(), t.o.view());
+            (args.slopes, args.sinks) =
+                (op.alibi.then(|| three.view()), op.sinks.then(|| three.view()));
+            plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap_err()
+        };
+        list.push((name, error, &["expected [4]", "got [3]"]));
+    }
+    list.push((
+        "slopes missing",
+        given(Attention { alibi: true, ..base }, &|_| {}),
+        &["slopes", "the plan needs it"],
+    ));
+    let narrow = Tensor::<4>::zeros(&ctx, [1, 1, 5, 6], DType::F32).unwrap();
+    let mask = Tensor::<4>::zeros(&ctx, [1, 2, 5, 7], DType::U8).unwrap();
+    for (name, op, words) in [
+        (
+            "bias that does not broadcast",
+            Attention { bias: true, ..base },
+            &["bias", "[1, 4, 5, 7], or 1", "got [1, 1, 5, 6]"],
+        ),
+        (
+            "mask of the wrong shape",
+            Attention { visible: true, ..base },
+            &["visible", "[1, 4, 5, 7], or 1", "got [1, 2, 5, 7]"],
+        ),
+    ] {
+        let plan = op.plan(&ctx, SHAPE).unwrap();
+        let mut args = AttentionArgs::new(t.q.view(), t.k.view(), t.k.view(), t.o.view());
+        args.bias = op.bias.then(|| narrow.view());
+        args.visible = op.visible.then(|| mask.view());
+        list.push((name, plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap_err(), words));
+    }
+    let packed = Attention { packed: true, ..base };
+    let bounds = |cu_q: &'static [u32], cu_k: &'static [u32]| {
+        given(packed, &|a| (a.cu_seqlens_q, a.cu_seqlens_k) = (Some(cu_q), Some(cu_k)))
+    };
+    list.push((
+        "cu_seqlens that fall",
+        bounds(&[0, 4, 3, 5], &[0, 1, 2, 7]),
+        &["cu_seqlens_q", "never fall", "3 after 4"],
+    ));
+    list.push((
+        "cu_seqlens past the end",
+        bounds(&[0, 5], &[0, 8]),
+        &["cu_seqlens_k", "seq_k = 7 as the last bound", "got 8"],
+    ));
+    list.push((
+        "cu_seqlens of other numbers",
+        bounds(&[0, 5], &[0, 2, 7]),
+        &["cu_seqlens_k", "1 sequences", "got 2"],
+    ));
+    list.push((
+        "cu_seqlens not planned for",
+        given(base, &|a| a.cu_seqlens_q = Some(&[0, 5])),
+        &["cu_seqlens_q", "the plan was made without"],
+    ));
+    list.push((
+        "a length past seq_k",
+        given(Attention { key_lengths: true, ..base }, &|a| a.key_lengths = Some(&[8])),
+        &["key_lengths", "at most seq_k = 7", "got 8 for sequence 0"],
+    ));
+    let paged = Attention { key_lengths: true, page_size: Some(2), ..base };
+    let cache = Tensor::<4>::zeros(&ctx, [6, 2, 2, 8], DType::F32).unwrap();
+    for (name, table, words) in [
+        (
+            "a page that does not exist",
+            &[0u32, 9, 0, 0][..],
+            &["page_table", "pages below 6", "got page 9"][..],
+        ),
+        ("a page table too short", &[0, 1], &["page_table", "1 sequences of 4 pages"]),
+    ] {
+        let plan = paged.plan(&ctx, SHAPE).unwrap();
+        let mut args =
+            AttentionArgs::new(t.q.view(), cache.view(), cache.view(), t.o.view());
+        (args.key_lengths, args.page_table) = (Some(&[4][..]), Some(table));
+        list.push((name, plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap_err(), words));
+    }
 
     // tensors
     let odd = buffer(30, wgpu::BufferUsages::STORAGE);
@@ -324,7 +541,7 @@ fn bad_input() {
     let mut caps = ctx.caps.clone();
     caps.binding_size = 256;
     let small = ctx.with_caps(caps);
-    let error = refused(&small, &Attention::default().plan(&small, SHAPE).unwrap(), &t, |_| {});
+    let error = refused(&small, &base.plan(&small, SHAPE).unwrap(), &t, |_| {});
     list.push((
         "a view past the binding limit",
         error,
@@ -352,7 +569,8 @@ fn noop_without_subgroups() -> Context {
 fn each_error_is_its_own_variant() {
     let ctx = noop();
     let t = tensors(&ctx);
-    let plan = Attention::default().plan(&ctx, SHAPE).unwrap();
+    let plan =
+        Attention { split: Split::Never, ..Default::default() }.plan(&ctx, SHAPE).unwrap();
     let shared =
         refused(&ctx, &plan, &t, |a| a.o = t.k.view_as(t.o.view().layout).unwrap_or(t.q.view()));
     assert!(matches!(shared, Error::SharedBuffer { .. }), "{shared:?}");
@@ -368,7 +586,8 @@ fn each_error_is_its_own_variant() {
 fn a_destroyed_device_is_an_error_everywhere() {
     let ctx = noop();
     let t = tensors(&ctx);
-    let plan = Attention::default().plan(&ctx, SHAPE).unwrap();
+    let plan =
+        Attention { split: Split::Never, ..Default::default() }.plan(&ctx, SHAPE).unwrap();
     ctx.device.destroy();
     let lost = |result: Result<(), Error>| {
         let error = result.unwrap_err();

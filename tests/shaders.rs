@@ -44,8 +44,34 @@ fn kernels() -> Vec<(String, String)> {
     files
         .into_iter()
         .filter(|(name, _)| !name.starts_with("lib/"))
-        .map(|(name, text)| (name, text + &lib))
+        .map(|(name, text)| (name, first_parts(&text) + &lib))
         .collect()
+}
+
+/// The text without the `@else` parts of its `@if` blocks: what a file means as it stands.
+fn first_parts(text: &str) -> String {
+    // for each open block, whether its second part has begun
+    let mut open: Vec<bool> = Vec::new();
+    let mut out = String::new();
+    for line in text.lines() {
+        match line.trim() {
+            "// @else" => *open.last_mut().unwrap() = true,
+            "// @end" => {
+                open.pop().unwrap();
+            }
+            mark => {
+                if ["// @if ", "// @unroll ", "// @generate "].iter().any(|m| mark.starts_with(m)) {
+                    open.push(false);
+                }
+            }
+        }
+        if !open.contains(&true) {
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+    assert!(open.is_empty(), "a block is not closed");
+    out
 }
 
 #[test]

@@ -3,7 +3,7 @@
 // The baseline that the tiled kernels are measured against.
 const HEAD_DIM: u32 = 64u; // @spec
 
-// Must match `attention::Params` (tested). Strides are (batch, seq, head, offset), in elements.
+// Must match `attention::UnfusedParams` (tested). Strides are (batch, seq, head, offset), in elements.
 struct Params {
     q: vec4<u32>,
     k: vec4<u32>,

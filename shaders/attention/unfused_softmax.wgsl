@@ -2,7 +2,7 @@
 //   scores [B, H, T, S], lse [B, H, T]
 const CAUSAL: bool = false; // @spec
 
-// Must match `attention::Params` (tested). Strides are (batch, seq, head, offset), in elements.
+// Must match `attention::UnfusedParams` (tested). Strides are (batch, seq, head, offset), in elements.
 struct Params {
     q: vec4<u32>,
     k: vec4<u32>,

@@ -3,7 +3,7 @@
 const HEAD_DIM_V: u32 = 64u; // @spec
 const CAUSAL: bool = false; // @spec
 
-// Must match `attention::Params` (tested). Strides are (batch, seq, head, offset), in elements.
+// Must match `attention::UnfusedParams` (tested). Strides are (batch, seq, head, offset), in elements.
 struct Params {
     q: vec4<u32>,
     k: vec4<u32>,

@@ -4,25 +4,40 @@
 //! For each batch and query head, `o = softmax(scale * q kᵀ + mask) v` and
 //! `lse = ln(sum_j exp(scale * q k_j))` over the visible keys, natural logarithm
 //! (Dao 2023, arXiv:2307.08691). A row that sees no key gives output 0 and LSE -inf.
+//!
+//! - Options of the scores, masks, packed sequences, paged and quantised caches: [`Attention`].
+//! - [`Merge`] joins results over disjoint keys by their LSE: ring attention, chunked prefill.
+//! - [`KvAppend`] writes new keys and values into a paged cache.
+//! - [`TripleAttention`] is softmax over pairs of keys.
+//!
+//! Multi-head latent attention needs no option: `k` is the latent cache as one key head of 576
+//! channels, `v` a view of its first 512, and the scale is given.
 
-use crate::{
-    Caps, Context, DType, Error, Result, TensorView, Tier,
-    dispatch::{Resource, dispatch, distinct_outputs, fold},
-    element::TensorDecl,
-    shader::{Key, Source, source},
-};
+mod append;
+mod encode;
+mod merge;
+mod plan;
+mod quantize;
+mod table;
+mod triple;
+
+pub use append::{KvAppend, KvAppendArgs, KvAppendPlan, KvAppendShape};
+pub use merge::{Merge, MergeArgs, MergePlan, MergeShape};
+pub use plan::AttentionPlan;
+pub use quantize::{Quantized, quantize};
+pub use triple::{TripleArgs, TripleAttention, TriplePlan, TripleShape};
+
+use crate::{DType, TensorView};
 
 const OP: &str = "attention";
-const SUBGROUP: Source = source!("attention/flash_subgroup.wgsl");
-const PORTABLE: Source = source!("attention/flash_portable.wgsl");
-const SCORES: Source = source!("attention/unfused_scores.wgsl");
-const SOFTMAX: Source = source!("attention/unfused_softmax.wgsl");
-const VALUES: Source = source!("attention/unfused_values.wgsl");
 
-/// The largest `head_dim` and `head_dim_v`.
-pub const MAX_HEAD_DIM: u32 = 256;
+/// The largest `head_dim` and `head_dim_v`: that of a latent key, 512 channels and 64 rotated ones.
+pub const MAX_HEAD_DIM: u32 = 576;
 
 /// Sizes of an attention problem.
+///
+/// For packed sequences `batch` is 1, and `seq_q` and `seq_k` count the rows of all of them; for
+/// keys in pages `seq_k` is the most keys that one sequence may have.
 ///
 /// `q` and `o` are `[batch, seq_q, heads, head_dim]` and `[batch, seq_q, heads, head_dim_v]`, `k`
 /// and `v` `[batch, seq_k, heads_kv, head_dim]` and `[batch, seq_k, heads_kv, head_dim_v]`, `lse`
@@ -60,21 +75,9 @@ impl AttentionShape {
         }
     }
 
-    /// Floating-point operations of the two products, two for each multiply-add, counting visible
-    /// scores only.
+    /// [`Attention::flops`] for a mask and no other option.
     pub fn flops(&self, mask: Mask) -> f64 {
-        let rows = f64::from(self.batch) * f64::from(self.heads);
-        let scores: f64 = match mask {
-            Mask::None => f64::from(self.seq_q) * f64::from(self.seq_k),
-            Mask::Causal(align) => {
-                let diagonal = align.diagonal(self.seq_q, self.seq_k);
-                let seen =
-                    |row: u32| (i64::from(row) + diagonal + 1).clamp(0, i64::from(self.seq_k));
-                #[expect(clippy::cast_precision_loss, reason = "a length is exact in f64")]
-                (0..self.seq_q).map(|row| seen(row) as f64).sum()
-            }
-        };
-        2.0 * rows * scores * (f64::from(self.head_dim) + f64::from(self.head_dim_v))
+        Attention { mask, ..Attention::default() }.flops(self)
     }
 }
 
@@ -109,12 +112,41 @@ pub enum Mask {
     Causal(CausalAlignment),
 }
 
+/// How far around its own position a query sees, both ends inclusive, as FlashAttention's
+/// `window_size`; `None` is unbounded. Query `i` stands at key `i + seq_k - seq_q`, or at key `i` with
+/// [`CausalAlignment::TopLeft`]. At the ends of the sequence the window is cut off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// Keys before its position.
+    pub left: Option<u32>,
+    /// Keys after it; with a causal mask there are none.
+    pub right: Option<u32>,
+}
+
+/// Whether the keys of one query are shared out to several workgroups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// For few queries (`seq_q * heads / heads_kv` at most 16), cut at every [`SPLIT_KEYS`] keys;
+    /// never for packed sequences, whose lengths a plan does not know.
+    #[default]
+    Auto,
+    /// One workgroup for all keys.
+    Never,
+    /// Cut at every multiple of so many keys, a multiple of 64. The bits of a row depend on this
+    /// number and the row's own keys, never on the other sequences of the batch.
+    Keys(u32),
+}
+
+/// Keys of one part of [`Split::Auto`].
+pub const SPLIT_KEYS: u32 = 256;
+
 /// How the work is cut. [`Attention::plan`] chooses unless told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
     /// Invocations in a workgroup.
     pub workgroup: u32,
-    /// Query rows that one invocation owns; a workgroup owns `workgroup * queries` rows.
+    /// Query rows that one invocation owns; a workgroup owns `workgroup * queries` rows. A row is
+    /// a query of one of the heads that share a key head.
     pub queries: u32,
     /// Keys that pass between two corrections of the running maximum.
     pub block_k: u32,
@@ -128,7 +160,7 @@ pub enum Algorithm {
     Flash,
     /// Scores stored, normalised and applied by plain kernels, one element each. The baseline of
     /// the benchmarks and a second opinion in tests; needs `4 * batch * heads * seq_q * seq_k`
-    /// bytes of scratch.
+    /// bytes of scratch. Takes a causal mask and a scale, and no other option.
     Unfused,
 }
 
@@ -149,13 +181,49 @@ pub enum Algorithm {
 /// let out: Vec<f32> = o.download(&ctx)?;
 /// # Ok(()) }
 /// ```
+/// The score of query `i` and key `j` is `s = scale * (q_i · k_j)`, then
+/// `s = softcap * tanh(s / softcap)`, then the ALiBi term `- slope * |i + diagonal - j|` and `bias` are
+/// added; keys outside of `mask`, `window`, the sequence's length, or where `visible` is 0 or `bias`
+/// -inf, are hidden; a sink adds `exp(sink)` to the denominator. Every option may be combined with
+/// every other.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Attention {
     /// Which keys a query sees.
     pub mask: Mask,
+    /// How far around itself a query sees.
+    pub window: Window,
     /// Factor of the scores; `None` is `1 / sqrt(head_dim)`. Finite.
     pub scale: Option<f32>,
-    /// Element type of `q`, `k`, `v` and `o`. Sums are f32 whatever it is; `lse` is always f32.
+    /// Bound of the scores through a tanh (Gemma 2, arXiv:2408.00118, section 2). Positive.
+    pub softcap: Option<f32>,
+    /// Scores fall with the distance, by a slope for each head (ALiBi, arXiv:2108.12409):
+    /// [`AttentionArgs::slopes`].
+    pub alibi: bool,
+    /// An additive bias: [`AttentionArgs::bias`].
+    pub bias: bool,
+    /// A boolean mask, key padding included: [`AttentionArgs::visible`].
+    pub visible: bool,
+    /// A learned logit for each head that joins the denominator (arXiv:2309.17453; gpt-oss):
+    /// [`AttentionArgs::sinks`].
+    pub sinks: bool,
+    /// A matrix for each head between query and key (power-law graph attention,
+    /// arXiv:2502.13502): [`AttentionArgs::metric`].
+    pub metric: bool,
+    /// Sequences of different lengths lie one after the other:
+    /// [`AttentionArgs::cu_seqlens_q`] and [`AttentionArgs::cu_seqlens_k`].
+    pub packed: bool,
+    /// Each sequence has its own number of keys: [`AttentionArgs::key_lengths`].
+    pub key_lengths: bool,
+    /// Keys and values lie in pages of so many rows, a power of two (PagedAttention,
+    /// arXiv:2309.06180): [`AttentionArgs::page_table`]. Needs `key_lengths`.
+    pub page_size: Option<u32>,
+    /// Keys and values are int8 with a scale for each head and so many tokens, a power of two of at
+    /// least 16: [`AttentionArgs::k_scale`], [`quantize`].
+    pub quantized: Option<u32>,
+    /// Whether the keys of one query are shared out.
+    pub split: Split,
+    /// Element type of `q`, `k`, `v`, `o` and `bias`. Sums are f32 whatever it is; `lse`, `slopes`,
+    /// `sinks`, `metric` and scales are always f32.
     pub dtype: DType,
     /// Tiled, or the plain baseline.
     pub algorithm: Algorithm,
@@ -175,8 +243,35 @@ pub struct AttentionArgs<'a> {
     pub v: TensorView<'a, 4>,
     /// Output `[batch, seq_q, heads, head_dim_v]`, written everywhere.
     pub o: TensorView<'a, 4>,
-    /// Natural-log LSE `[batch, heads, seq_q]`, f32, written everywhere if given.
+    /// Natural-log LSE `[batch, heads, seq_q]`, f32, written everywhere if given; sinks included.
     pub lse: Option<TensorView<'a, 3>>,
+    /// ALiBi slopes `[heads]`, f32.
+    pub slopes: Option<TensorView<'a, 1>>,
+    /// Additive bias `[batch, heads, seq_q, seq_k]`, of which any of the first three may be 1 and is
+    /// then repeated. Entries may be -inf.
+    pub bias: Option<TensorView<'a, 4>>,
+    /// Boolean mask, u8, 0 hides; shaped and repeated as `bias`: `[batch, 1, 1, seq_k]` is a
+    /// key-padding mask.
+    pub visible: Option<TensorView<'a, 4>>,
+    /// Sink logits `[heads]`, f32.
+    pub sinks: Option<TensorView<'a, 1>>,
+    /// Metric `[heads, head_dim, head_dim]`, f32: `q_i` becomes the row vector `q_i G`.
+    pub metric: Option<TensorView<'a, 3>>,
+    /// Scales of int8 keys, f32: `[batch, heads_kv, seq_k / quantized]` rounded up, or
+    /// `[pages, heads_kv, page_size / quantized]`.
+    pub k_scale: Option<TensorView<'a, 3>>,
+    /// Scales of int8 values, shaped as `k_scale`.
+    pub v_scale: Option<TensorView<'a, 3>>,
+    /// First query of each packed sequence, and `seq_q` at the end: begins with 0, never falls.
+    pub cu_seqlens_q: Option<&'a [u32]>,
+    /// First key of each packed sequence, and `seq_k` at the end; not with pages.
+    pub cu_seqlens_k: Option<&'a [u32]>,
+    /// Keys of each sequence, at most `seq_k`.
+    pub key_lengths: Option<&'a [u32]>,
+    /// Page that holds rows `i * page_size..` of a sequence, `[sequences, seq_k / page_size]` rounded
+    /// up. `k` and `v` are then `[pages, page_size, heads_kv, ..]`; entries past a sequence's length are
+    /// not looked at.
+    pub page_table: Option<&'a [u32]>,
     /// At least [`AttentionPlan::scratch_bytes`] bytes with usage `STORAGE`, needed if that is not
     /// 0. Its contents are free after the commands have run.
     pub scratch: Option<&'a wgpu::Buffer>,
@@ -190,534 +285,66 @@ impl<'a> AttentionArgs<'a> {
         v: TensorView<'a, 4>,
         o: TensorView<'a, 4>,
     ) -> Self {
-        Self { q, k, v, o, lse: None, scratch: None }
+        Self {
+            q,
+            k,
+            v,
+            o,
+            lse: None,
+            slopes: None,
+            bias: None,
+            visible: None,
+            sinks: None,
+            metric: None,
+            k_scale: None,
+            v_scale: None,
+            cu_seqlens_q: None,
+            cu_seqlens_k: None,
+            key_lengths: None,
+            page_table: None,
+            scratch: None,
+        }
     }
-}
-
-/// A checked and compiled attention. Encode it as often as you like.
-#[derive(Clone, Debug)]
-pub struct AttentionPlan {
-    shape: AttentionShape,
-    options: Attention,
-    tier: Tier,
-    tiles: Tiles,
-    scale: f32,
-    /// The device's own exp2 is dear.
-    soft_exp2: bool,
-    /// Lanes that load for their subgroup.
-    lanes: u32,
-    /// Keys staged at a time by the portable kernel.
-    tile_k: u32,
-}
-
-// Must match `Params` in shaders/attention/flash_*.wgsl (tested).
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    q: [u32; 4],
-    k: [u32; 4],
-    v: [u32; 4],
-    o: [u32; 4],
-    lse: [u32; 4],
-    seq_q: u32,
-    seq_k: u32,
-    heads: u32,
-    group: u32,
-    diagonal: i32,
-    scale: f32,
-    blocks_q: u32,
-    groups: u32,
 }
 
 impl Attention {
-    /// Checks the problem, chooses tiles, compiles.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for a size that is not accepted, [`Error::Value`] for a scale that is not
-    /// finite, [`Error::Limit`] where the device or the integers are too small,
-    /// [`Error::Compile`], [`Error::DeviceLost`].
-    pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
-        let plan = self.design(&ctx.caps, shape)?;
-        for key in plan.keys([true; 2], false) {
-            ctx.kernel(key)?;
-        }
-        Ok(plan)
-    }
-
-    /// The checks and choices of [`Attention::plan`] without a device: nothing is compiled.
-    ///
-    /// # Errors
-    /// As [`Attention::plan`], but for those of the device.
-    pub fn design(&self, caps: &Caps, shape: AttentionShape) -> Result<AttentionPlan> {
-        check_shape(&shape)?;
-        let scale = self.scale.unwrap_or_else(|| {
-            #[expect(clippy::cast_possible_truncation, reason = "rounded once, from f64")]
-            let scale = f64::from(shape.head_dim).sqrt().recip() as f32;
-            scale
-        });
-        if !scale.is_finite() {
-            return Err(Error::value(OP, "scale", "a finite number", scale));
-        }
-        let mut tiles = match self.tiles {
-            Some(tiles) => check_tiles(caps, &shape, tiles)?,
-            None => select_tiles(caps, &shape),
+    /// Floating-point operations of the two products, two for each multiply-add, counting only
+    /// scores that the mask and the window let be seen.
+    #[expect(clippy::cast_precision_loss, reason = "a length is exact in f64")]
+    pub fn flops(&self, shape: &AttentionShape) -> f64 {
+        let rows = f64::from(shape.batch) * f64::from(shape.heads);
+        let (left, right) = self.reach();
+        let diagonal = self.alignment().diagonal(shape.seq_q, shape.seq_k);
+        let end = i64::from(shape.seq_k);
+        let seen = |row: u32| {
+            let position = i64::from(row) + diagonal;
+            let limit = (position + right + 1).clamp(0, end);
+            (limit - (position - left).clamp(0, limit)) as f64
         };
-        let mut keys = longest(caps, &shape, self.algorithm, tiles);
-        // longer blocks make fewer trips
-        while self.tiles.is_none() && u64::from(shape.seq_k) > keys {
-            let longer = Tiles { block_k: tiles.block_k * 2, ..tiles };
-            match check_tiles(caps, &shape, longer) {
-                Ok(longer) => tiles = longer,
-                Err(_) => break,
-            }
-            keys = longest(caps, &shape, self.algorithm, tiles);
-        }
-        if u64::from(shape.seq_k) > keys {
-            return Err(Error::Limit {
-                op: OP,
-                what: "keys in one pass on this driver",
-                need: shape.seq_k.into(),
-                limit: keys,
-            });
-        }
-        if self.algorithm == Algorithm::Unfused && scratch_bytes(&shape) > caps.binding_size {
-            return Err(Error::Limit {
-                op: OP,
-                what: "bytes of stored scores",
-                need: scratch_bytes(&shape),
-                limit: caps.binding_size,
-            });
-        }
-        let lanes = caps.subgroup.map_or(1, |(min, _)| min.min(32));
-        let tile_k = tile_k(caps, &shape, tiles);
-        Ok(AttentionPlan {
-            shape,
-            options: *self,
-            tier: caps.tier,
-            tiles,
-            scale,
-            soft_exp2: caps.cpu,
-            lanes,
-            tile_k,
-        })
+        let scores: f64 = (0..shape.seq_q).map(seen).sum();
+        2.0 * rows * scores * (f64::from(shape.head_dim) + f64::from(shape.head_dim_v))
     }
 
-    /// Tiles that [`Attention::tiles`] accepts for this problem on such a device, the planner's
-    /// choice first.
-    pub fn supported_tiles(caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
-        let first = select_tiles(caps, shape);
-        let mut all = vec![first];
-        for workgroup in [8, 16, 32, 64, 128, 256] {
-            for queries in [1, 2, 4, 8] {
-                for block_k in [1, 2, 4, 8, 16] {
-                    let tiles = Tiles { workgroup, queries, block_k };
-                    if tiles != first && check_tiles(caps, shape, tiles).is_ok() {
-                        all.push(tiles);
-                    }
-                }
-            }
-        }
-        all
-    }
-}
-
-fn check_shape(s: &AttentionShape) -> Result<()> {
-    for (what, value) in [("heads", s.heads), ("heads_kv", s.heads_kv)] {
-        if value == 0 {
-            return Err(Error::shape(OP, what, "at least 1", 0));
-        }
-    }
-    for (what, value) in [("head_dim", s.head_dim), ("head_dim_v", s.head_dim_v)] {
-        if value == 0 || value > MAX_HEAD_DIM {
-            return Err(Error::shape(OP, what, format!("1 to {MAX_HEAD_DIM}"), value));
-        }
-    }
-    if !s.heads.is_multiple_of(s.heads_kv) {
-        return Err(Error::shape(
-            OP,
-            "heads",
-            format!("a multiple of heads_kv = {}", s.heads_kv),
-            s.heads,
-        ));
-    }
-    // positions are compared as i32 in the kernels
-    for (what, value) in [("seq_q", s.seq_q), ("seq_k", s.seq_k)] {
-        if value > 1 << 30 {
-            return Err(Error::shape(OP, what, format!("at most {}", 1u32 << 30), value));
-        }
-    }
-    let product = |dims: [u32; 4]| dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d.into()));
-    for dims in [
-        [s.batch, s.seq_q, s.heads, s.head_dim.max(s.head_dim_v)],
-        [s.batch, s.seq_k, s.heads_kv, s.head_dim.max(s.head_dim_v)],
-    ] {
-        let elements = product(dims).unwrap_or(u64::MAX);
-        if elements > u64::from(u32::MAX) {
-            return Err(Error::Limit {
-                op: OP,
-                what: "elements in one tensor",
-                need: elements,
-                limit: u32::MAX.into(),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn scratch_bytes(s: &AttentionShape) -> u64 {
-    [s.batch, s.heads, s.seq_q, s.seq_k].iter().fold(4u64, |n, &d| n.saturating_mul(d.into()))
-}
-
-fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
-    let positive = t.workgroup > 0 && t.queries > 0 && t.block_k > 0;
-    // register tiles are written out: beyond this no compiler finishes
-    let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
-    let unrolled = u64::from(chunks) * u64::from(t.queries) * u64::from(t.block_k);
-    // lanes that speak for their subgroup must all be there
-    let whole = match (caps.tier, caps.subgroup) {
-        (Tier::Subgroup, Some((_, max))) => max,
-        _ => 1,
-    };
-    if !positive
-        || t.workgroup > caps.invocations
-        || !t.workgroup.is_multiple_of(whole)
-        || unrolled > 8192
-    {
-        return Err(Error::shape(
-            OP,
-            "tiles",
-            format!(
-                "positive, workgroup a multiple of {whole} and at most {}, queries * block_k at most {} \
-                 for these head sizes",
-                caps.invocations,
-                8192 / chunks
-            ),
-            format!("{t:?}"),
-        ));
-    }
-    Ok(t)
-}
-
-/// Keys that the portable kernel stages at a time: whole blocks that fit the workgroup memory that
-/// every device has.
-fn tile_k(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u32 {
-    let row = 16 * (shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4));
-    let fits = (caps.workgroup_storage.min(16_384) / row).min(64);
-    (fits / tiles.block_k * tiles.block_k).max(tiles.block_k)
-}
-
-/// The most keys that one pass can visit within the driver's loop trips.
-fn longest(caps: &Caps, shape: &AttentionShape, algorithm: Algorithm, tiles: Tiles) -> u64 {
-    let (block, tile) = (u64::from(tiles.block_k), u64::from(tile_k(caps, shape, tiles)));
-    match (algorithm, caps.tier) {
-        // three loops over a row
-        (Algorithm::Unfused, _) => caps.loop_trips / 3,
-        (Algorithm::Flash, Tier::Subgroup) => caps.loop_trips.saturating_mul(block),
-        // a trip for each tile and one for each block in it
-        (Algorithm::Flash, Tier::Portable) => {
-            (caps.loop_trips / (tile / block + 1)).saturating_mul(tile)
-        }
-    }
-}
-
-/// Tiles for a problem on a device. Pure.
-///
-/// On a CPU a register tile of four queries pays for each broadcast or load, and a workgroup of
-/// one subgroup wastes least at a causal edge; on a GPU registers are scarce and one query for
-/// each invocation keeps them. Wide heads take fewer queries.
-fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
-    let wide = shape.head_dim.max(shape.head_dim_v);
-    let queries = match (caps.cpu, wide) {
-        (true, ..=64) => 4,
-        (true, ..=128) => 2,
-        _ => 1,
-    };
-    let block_k = match (caps.cpu, wide) {
-        (true, ..=32) => 4,
-        (true, ..=64) => 2,
-        (_, ..=64) => 4,
-        _ => 2,
-    };
-    let widest = caps.subgroup.map_or(32, |(_, max)| max);
-    let workgroup = match (caps.cpu, caps.tier) {
-        (true, Tier::Subgroup) => widest,
-        // rows staged in workgroup memory serve more queries
-        (true, Tier::Portable) => 32,
-        (false, _) => widest.max(64),
-    };
-    let workgroup = workgroup.min(caps.invocations);
-    // no more rows to an invocation than there are: a short problem compiles faster, too
-    let queries = queries.min(shape.seq_q.div_ceil(workgroup.max(1)).max(1).next_power_of_two());
-    Tiles { workgroup, queries, block_k }
-}
-
-impl AttentionPlan {
-    /// The problem.
-    pub fn shape(&self) -> AttentionShape {
-        self.shape
-    }
-
-    /// How the work is cut.
-    pub fn tiles(&self) -> Tiles {
-        self.tiles
-    }
-
-    /// Which kernels run.
-    pub fn tier(&self) -> Tier {
-        self.tier
-    }
-
-    /// Bytes of scratch that [`AttentionArgs::scratch`] must have; 0 for the tiled kernels.
-    pub fn scratch_bytes(&self) -> u64 {
-        match self.options.algorithm {
-            Algorithm::Flash => 0,
-            Algorithm::Unfused => scratch_bytes(&self.shape),
-        }
-    }
-
-    /// The text of each kernel, for aligned views and without LSE.
-    pub fn wgsl(&self) -> Vec<String> {
-        self.keys([true; 2], false).iter().map(Key::wgsl).collect()
-    }
-
-    /// File, entry point and constants of each kernel, for profilers.
-    pub fn label(&self) -> String {
-        self.keys([true; 2], false).iter().map(Key::label).collect::<Vec<_>>().join("; ")
-    }
-
-    /// Keys of the kernels, in order. `aligned` says whether all rows of the inputs, and of the
-    /// output, start at multiples of four elements.
-    fn keys(&self, aligned: [bool; 2], lse: bool) -> Vec<Key> {
-        let (s, t) = (self.shape, self.tiles);
-        let dtype = self.options.dtype;
-        let decl = |name: &'static str, aligned: bool, dim: u32| {
-            (name, Some(TensorDecl { dtype, vec4: aligned && dim.is_multiple_of(4) }))
+    /// Keys before and after its position that a query sees, by window and causal mask.
+    pub(crate) fn reach(&self) -> (i64, i64) {
+        // more than any length, and small enough to add positions to
+        let unbounded = i64::from(MAX_SEQ);
+        let left = self.window.left.map_or(unbounded, i64::from);
+        let right = match self.mask {
+            Mask::Causal(_) => 0,
+            Mask::None => self.window.right.map_or(unbounded, i64::from),
         };
-        let f32_decl =
-            |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
-        let number = |x: u32| format!("{x}u");
-        let causal = (self.options.mask != Mask::None).to_string();
-        let (q, k) = (decl("q", aligned[0], s.head_dim), decl("k", aligned[0], s.head_dim));
-        let (v, o) = (decl("v", aligned[0], s.head_dim_v), decl("o", aligned[1], s.head_dim_v));
-        if self.options.algorithm == Algorithm::Unfused {
-            let scalar = |name: &'static str| (name, Some(TensorDecl { dtype, vec4: false }));
-            let scores = ("scores", f32_decl(true));
-            return vec![
-                Key {
-                    source: SCORES,
-                    entry: "unfused_scores",
-                    spec: vec![("HEAD_DIM", number(s.head_dim))],
-                    tensors: vec![scalar("q"), scalar("k"), scores],
-                },
-                Key {
-                    source: SOFTMAX,
-                    entry: "unfused_softmax",
-                    spec: vec![("CAUSAL", causal.clone())],
-                    tensors: vec![("lse", f32_decl(lse)), scores],
-                },
-                Key {
-                    source: VALUES,
-                    entry: "unfused_values",
-                    spec: vec![("HEAD_DIM_V", number(s.head_dim_v)), ("CAUSAL", causal)],
-                    tensors: vec![scalar("v"), scalar("o"), scores],
-                },
-            ];
-        }
-        let (d4, dv4) = (s.head_dim.div_ceil(4), s.head_dim_v.div_ceil(4));
-        let ragged = !s.seq_k.is_multiple_of(t.block_k);
-        let mut spec = vec![
-            ("HEAD_DIM", number(s.head_dim)),
-            ("HEAD_DIM_V", number(s.head_dim_v)),
-            ("D4", number(d4)),
-            ("DV4", number(dv4)),
-            ("WORKGROUP", number(t.workgroup)),
-            ("QUERIES", number(t.queries)),
-            ("BLOCK_K", number(t.block_k)),
-            ("CAUSAL", causal),
-            ("PARTIAL", (self.options.mask != Mask::None || ragged).to_string()),
-            ("SOFT_EXP2", self.soft_exp2.to_string()),
-        ];
-        let tensors = vec![q, k, v, o, ("lse", f32_decl(lse))];
-        if self.tier == Tier::Subgroup {
-            let lanes = self.lanes;
-            spec.push(("LANES", number(lanes)));
-            spec.push(("K_REGS", number((t.block_k * d4).div_ceil(lanes))));
-            spec.push(("V_REGS", number((t.block_k * dv4).div_ceil(lanes))));
-            return vec![Key { source: SUBGROUP, entry: "flash_subgroup", spec, tensors }];
-        }
-        spec.push(("TILE_K", number(self.tile_k)));
-        spec.push(("STAGED", (self.tile_k > t.block_k).to_string()));
-        spec.push(("K_STAGE", number((self.tile_k * d4).div_ceil(t.workgroup))));
-        spec.push(("V_STAGE", number((self.tile_k * dv4).div_ceil(t.workgroup))));
-        vec![Key { source: PORTABLE, entry: "flash_portable", spec, tensors }]
+        (left.min(unbounded), right.min(unbounded))
     }
 
-    /// Records the kernels into the caller's encoder, in a compute pass of their own; submits
-    /// nothing.
-    ///
-    /// # Errors
-    /// As [`AttentionPlan::encode_pass`].
-    pub fn encode(
-        &self,
-        ctx: &Context,
-        encoder: &mut wgpu::CommandEncoder,
-        args: &AttentionArgs<'_>,
-    ) -> Result<()> {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some(OP),
-            timestamp_writes: None,
-        });
-        self.encode_pass(ctx, &mut pass, args)
-    }
-
-    /// Records the kernels into the caller's compute pass; submits nothing. Nothing is recorded if
-    /// an argument is refused.
-    ///
-    /// Views whose rows do not start at multiples of four elements are read one element at a time,
-    /// by a kernel that the first such call compiles.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
-    /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
-    /// [`Error::SharedBuffer`] for an output that shares a buffer, [`Error::Argument`] for missing
-    /// scratch, [`Error::Limit`] for a view that the device cannot bind, [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
-    pub fn encode_pass(
-        &self,
-        ctx: &Context,
-        pass: &mut wgpu::ComputePass<'_>,
-        args: &AttentionArgs<'_>,
-    ) -> Result<()> {
-        let s = self.shape;
-        let dtype = self.options.dtype;
-        args.q.expect(OP, "q", [s.batch, s.seq_q, s.heads, s.head_dim], dtype)?;
-        args.k.expect(OP, "k", [s.batch, s.seq_k, s.heads_kv, s.head_dim], dtype)?;
-        args.v.expect(OP, "v", [s.batch, s.seq_k, s.heads_kv, s.head_dim_v], dtype)?;
-        args.o.expect_output(OP, "o", [s.batch, s.seq_q, s.heads, s.head_dim_v], dtype)?;
-        let mut outputs = vec![("o", args.o.buffer)];
-        if let Some(lse) = &args.lse {
-            lse.expect_output(OP, "lse", [s.batch, s.heads, s.seq_q], DType::F32)?;
-            outputs.push(("lse", lse.buffer));
+    /// Where the queries stand among the keys.
+    pub(crate) fn alignment(&self) -> CausalAlignment {
+        match self.mask {
+            Mask::Causal(align) => align,
+            Mask::None => CausalAlignment::BottomRight,
         }
-        let scratch = self.check_scratch(args.scratch)?;
-        if let Some(scratch) = scratch {
-            outputs.push(("scratch", scratch));
-        }
-        let inputs = [("q", args.q.buffer), ("k", args.k.buffer), ("v", args.v.buffer)];
-        distinct_outputs(OP, &outputs, &inputs)?;
-
-        if s.batch == 0 || s.seq_q == 0 {
-            return Ok(());
-        }
-        let q = args.q.bind(OP, "q", &ctx.caps)?;
-        let k = args.k.bind(OP, "k", &ctx.caps)?;
-        let v = args.v.bind(OP, "v", &ctx.caps)?;
-        let o = args.o.bind(OP, "o", &ctx.caps)?;
-        let lse = args.lse.map(|l| l.bind(OP, "lse", &ctx.caps)).transpose()?;
-        let place = |view: &TensorView<'_, 4>, offset: u32| {
-            let [b, t, h, _] = view.strides_u32();
-            [b, t, h, offset]
-        };
-        let rows = self.tiles.workgroup * self.tiles.queries;
-        let blocks_q = s.seq_q.div_ceil(rows);
-        let groups = u64::from(blocks_q) * u64::from(s.heads) * u64::from(s.batch);
-        let diagonal = match self.options.mask {
-            Mask::None => 0,
-            Mask::Causal(align) => align.diagonal(s.seq_q, s.seq_k),
-        };
-        let mut params = Params {
-            q: place(&args.q, q.offset),
-            k: place(&args.k, k.offset),
-            v: place(&args.v, v.offset),
-            o: place(&args.o, o.offset),
-            lse: args.lse.zip(lse.as_ref()).map_or([0; 4], |(view, bound)| {
-                let [b, h, t] = view.strides_u32();
-                [b, h, t, bound.offset]
-            }),
-            seq_q: s.seq_q,
-            seq_k: s.seq_k,
-            heads: s.heads,
-            group: s.heads / s.heads_kv,
-            // lengths are at most 2^30
-            diagonal: i32::try_from(diagonal).unwrap_or(i32::MAX),
-            scale: self.scale * std::f32::consts::LOG2_E,
-            blocks_q,
-            groups: u32::try_from(groups).unwrap_or(u32::MAX),
-        };
-        let whole = |view: &TensorView<'_, 4>| view.layout.is_multiple_of(4);
-        let aligned = [whole(&args.q) && whole(&args.k) && whole(&args.v), whole(&args.o)];
-        let kernels = self
-            .keys(aligned, args.lse.is_some())
-            .into_iter()
-            .map(|key| ctx.kernel(key))
-            .collect::<Result<Vec<_>>>()?;
-        let lse: Vec<Resource<'_>> = lse.into_iter().map(|l| l.resource).collect();
-
-        if let Some(scratch) = scratch {
-            let scores = Resource::Buffer(wgpu::BufferBinding {
-                buffer: scratch,
-                offset: 0,
-                size: wgpu::BufferSize::new(self.scratch_bytes().max(16).min(scratch.size())),
-            });
-            // one invocation for each score, then for each row, then for each output element
-            let mut run = |kernel: usize, items: u64, resources: Vec<Resource<'_>>| {
-                let count = items.div_ceil(64);
-                params.groups = u32::try_from(items).unwrap_or(u32::MAX);
-                let bytes = bytemuck::bytes_of(&params);
-                dispatch(
-                    ctx,
-                    pass,
-                    OP,
-                    &kernels[kernel],
-                    bytes,
-                    &resources,
-                    fold(OP, count, &ctx.caps)?,
-                )
-            };
-            let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.seq_q);
-            run(0, rows * u64::from(s.seq_k), vec![q.resource, k.resource, scores.clone()])?;
-            run(1, rows, lse.into_iter().chain([scores.clone()]).collect())?;
-            return run(2, rows * u64::from(s.head_dim_v), vec![v.resource, o.resource, scores]);
-        }
-        let mut resources = vec![q.resource, k.resource, v.resource, o.resource];
-        resources.extend(lse);
-        dispatch(
-            ctx,
-            pass,
-            OP,
-            &kernels[0],
-            bytemuck::bytes_of(&params),
-            &resources,
-            fold(OP, groups, &ctx.caps)?,
-        )
-    }
-
-    fn check_scratch<'a>(
-        &self,
-        scratch: Option<&'a wgpu::Buffer>,
-    ) -> Result<Option<&'a wgpu::Buffer>> {
-        let need = self.scratch_bytes();
-        if need == 0 && self.options.algorithm == Algorithm::Flash {
-            return Ok(None);
-        }
-        let Some(buffer) = scratch else {
-            return Err(Error::argument(OP, "scratch", format!("needs {need} bytes, none given")));
-        };
-        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::Usage {
-                op: OP,
-                what: "scratch",
-                missing: wgpu::BufferUsages::STORAGE,
-            });
-        }
-        if buffer.size() < need.max(4) {
-            return Err(Error::OutOfRange {
-                op: OP,
-                what: "scratch",
-                end: need,
-                size: buffer.size(),
-            });
-        }
-        Ok(Some(buffer))
     }
 }
+
+/// The longest sequence: positions are compared as i32 in the kernels.
+const MAX_SEQ: u32 = (1 << 30) - 2;

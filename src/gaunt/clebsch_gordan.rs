@@ -156,6 +156,7 @@ impl ClebschGordan {
     /// [`Error::Shape`] for a degree or a row length out of range, [`Error::Limit`],
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, batch: u32) -> Result<ClebschGordanPlan> {
+        self.dtype.expect_float(OP)?;
         let paths = self.paths();
         let out = Irreps(paths.iter().map(|p| p.out).collect());
         let mut dims = [0u32; 3];

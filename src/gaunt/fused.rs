@@ -99,6 +99,7 @@ impl Fused {
         constants: Option<Constants>,
         dtype: DType,
     ) -> Result<Self> {
+        dtype.expect_float(op)?;
         let constants = constants.unwrap_or_else(|| default_constants(&ctx.caps, &program));
         let text = program.text(constants);
         let table = if text.table.is_empty() {
@@ -425,6 +426,7 @@ fn load_row(load: &mut String, i: usize, lmax: u32, input: &InputVariant) {
             DType::F32 => at,
             DType::F16 => format!("decode4_f16({at})"),
             DType::BF16 => format!("decode4_bf16({at})"),
+            DType::I8 | DType::U8 => unreachable!("refused by the plan"),
         }
     };
     match mode {

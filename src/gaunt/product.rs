@@ -69,6 +69,7 @@ impl Product {
             Route::Fused(Fused::new(ctx, op, program, None, dtype)?)
         } else if program.sampling == Sampling::Table {
             let map = Bilinear::new(ctx, op, &table(&program))?;
+            dtype.expect_float(op)?;
             ctx.kernel(Bilinear::key([dtype; 3], [false; 3], false))?;
             Route::Bilinear { map, dtype }
         } else {

@@ -547,6 +547,8 @@ fn chunk_engine(
 
 /// Checks options and sizes; returns the number of key features.
 fn check(op: &LinearAttention, s: &LinearAttentionShape) -> Result<u32> {
+    op.dtype.expect_float(OP)?;
+    op.gate_dtype.expect_float(OP)?;
     if s.heads == 0 {
         return Err(Error::shape(OP, "heads", "at least 1", 0));
     }

@@ -272,6 +272,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// [`Error::Value`] or [`Error::Shape`], naming the axis and its legal range.
     pub fn check(&self, shape: &NeighborhoodShape<D>) -> Result<()> {
         const { assert!(D >= 1 && D <= 3, "neighborhood attention has 1, 2 or 3 axes") };
+        self.dtype.expect_float(OP)?;
         let s = shape;
         for a in 0..D {
             let (extent, kernel) = (s.spatial[a], self.kernel_size[a]);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView, Tier,
-    attention::{Attention, AttentionArgs, AttentionPlan, AttentionShape},
+    attention::{Attention, AttentionArgs, AttentionPlan, AttentionShape, Split},
     caps::UNROLLED,
     dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
@@ -183,7 +183,13 @@ impl<const D: usize> NeighborhoodAttention<D> {
             && self.tiles.is_none()
         {
             let seq = u32::try_from(shape.tokens()).unwrap_or(u32::MAX);
-            let options = Attention { scale: self.scale, dtype: self.dtype, ..Default::default() };
+            let options = Attention {
+                scale: self.scale,
+                dtype: self.dtype,
+                // needs no scratch
+                split: Split::Never,
+                ..Default::default()
+            };
             let shape = AttentionShape {
                 batch: shape.batch,
                 seq_q: seq,

@@ -136,6 +136,7 @@ pub fn rounded(x: &[f32], dtype: DType) -> Vec<f32> {
         DType::F32 => *x,
         DType::F16 => f16::from_f32(*x).to_f32(),
         DType::BF16 => bf16::from_f32(*x).to_f32(),
+        DType::I8 | DType::U8 => x.round(),
     };
     x.iter().map(round).collect()
 }
@@ -175,6 +176,7 @@ impl<const N: usize> Guarded<N> {
             DType::F32 => Self::filled::<f32>(ctx, end),
             DType::F16 => Self::filled::<f16>(ctx, end),
             DType::BF16 => Self::filled::<bf16>(ctx, end),
+            DType::I8 | DType::U8 => panic!("no operator writes bytes"),
         };
         Self { whole, layout: layout.with_offset(layout.offset + u64::from(GUARD)) }
     }
@@ -263,6 +265,8 @@ pub fn upload_as<const N: usize>(
         DType::F32 => Tensor::upload(ctx, len, &data),
         DType::F16 => Tensor::upload(ctx, len, &convert::<f16>(&data)),
         DType::BF16 => Tensor::upload(ctx, len, &convert::<bf16>(&data)),
+        DType::I8 => Tensor::upload(ctx, len, &convert::<i8>(&data)),
+        DType::U8 => Tensor::upload(ctx, len, &convert::<u8>(&data)),
     }
 }
 
@@ -278,6 +282,7 @@ pub fn download<const N: usize>(ctx: &Context, tensor: &Tensor<N>) -> Vec<f32> {
         DType::F32 => tensor.download::<f32>(ctx).unwrap(),
         DType::F16 => widen16(tensor.download::<f16>(ctx).unwrap()),
         DType::BF16 => widenb(tensor.download::<bf16>(ctx).unwrap()),
+        DType::I8 | DType::U8 => panic!("no operator writes bytes"),
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::case::{Case, Data};
 use super::run::{Outcome, Output, Stop};
-use crate::{Context, DType, Result, Tensor};
+use crate::{Context, DType, Element, Result, Tensor};
 
 /// Runs a case's operator.
 pub(super) type Op = fn(&Context, &Case, DType) -> Outcome;
@@ -37,14 +37,15 @@ fn upload<const N: usize>(
     data: &[f32],
     dtype: DType,
 ) -> Result<Tensor<N>> {
+    fn rounded<T: Element>(data: &[f32]) -> Vec<T> {
+        data.iter().map(|&x| T::from_f32(x)).collect()
+    }
     match dtype {
         DType::F32 => Tensor::upload(ctx, shape, data),
-        DType::F16 => {
-            Tensor::upload(ctx, shape, &data.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>())
-        }
-        DType::BF16 => {
-            Tensor::upload(ctx, shape, &data.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>())
-        }
+        DType::F16 => Tensor::upload(ctx, shape, &rounded::<f16>(data)),
+        DType::BF16 => Tensor::upload(ctx, shape, &rounded::<bf16>(data)),
+        DType::I8 => Tensor::upload(ctx, shape, &rounded::<i8>(data)),
+        DType::U8 => Tensor::upload(ctx, shape, &rounded::<u8>(data)),
     }
 }
 
@@ -70,10 +71,15 @@ fn submit(
 
 /// Reads a tensor back as an output of the case.
 fn output<const N: usize>(ctx: &Context, name: &str, tensor: &Tensor<N>) -> Result<Output> {
+    fn widened<T: Element>(data: Vec<T>) -> Vec<f32> {
+        data.into_iter().map(T::to_f32).collect()
+    }
     let data = match tensor.dtype() {
         DType::F32 => tensor.download(ctx)?,
-        DType::F16 => tensor.download::<f16>(ctx)?.into_iter().map(f16::to_f32).collect(),
-        DType::BF16 => tensor.download::<bf16>(ctx)?.into_iter().map(bf16::to_f32).collect(),
+        DType::F16 => widened(tensor.download::<f16>(ctx)?),
+        DType::BF16 => widened(tensor.download::<bf16>(ctx)?),
+        DType::I8 => widened(tensor.download::<i8>(ctx)?),
+        DType::U8 => widened(tensor.download::<u8>(ctx)?),
     };
     Ok(Output { name: name.into(), shape: tensor.shape().to_vec(), data })
 }

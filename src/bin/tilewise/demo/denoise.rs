@@ -184,7 +184,16 @@ fn relative_rms_of_rows(
     let rows = || (0..PIXELS).step_by(CHECK_EVERY);
     let some_q: Vec<f64> = rows().flat_map(|row| widen(&q[row * HEAD_DIM..][..HEAD_DIM])).collect();
     let shape = AttentionShape { seq_q: rows().count() as u32, ..shape };
-    let (want, _) = reference::attention(&shape, Mask::None, 1.0, &some_q, &widen(k), &widen(v));
+    let (want, _) = reference::attention(
+        &shape,
+        &Attention { scale: Some(1.0), ..Default::default() },
+        &reference::AttentionInputs {
+            q: &some_q,
+            k: &widen(k),
+            v: &widen(v),
+            ..Default::default()
+        },
+    );
     let some: Vec<f32> = rows().flat_map(|row| got[row * 3..][..3].iter().copied()).collect();
     relative_rms(&some, &want)
 }

@@ -1,0 +1,588 @@
+// FlashAttention-2 forward, both tiers, every option.
+// One workgroup owns WORKGROUP * QUERIES rows of one (sequence, group of heads); one invocation owns
+// QUERIES of them (row = first + i * WORKGROUP + lane) and keeps their queries, running maxima,
+// sums and outputs in registers. A row is one query of one of `pack` heads that share a key head, so
+// that a few queries of many heads fill a workgroup and read the keys once. Keys pass in blocks of
+// BLOCK_K, one correction of the running maximum each.
+// SUBGROUP: each lane loads a share of the block's rows with vec4 loads, and every lane hears the
+// others' by broadcast. No workgroup memory, no barrier. Otherwise keys pass in tiles of TILE_K,
+// staged in workgroup memory where STAGED, else read from where they are.
+// SPLIT: the keys of a row are cut at multiples of split_keys, a workgroup each; the partial results
+// are merged in order by merge.wgsl.
+//   q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], o [B, T, H, Dv], lse [B, H, T]
+// Source: Dao 2023, arXiv:2307.08691, Algorithm 1. Twin: none; the reference is the whole op.
+const HEAD_DIM: u32 = 64u; // @spec
+const HEAD_DIM_V: u32 = 64u; // @spec
+const D4: u32 = 16u; // @spec
+const DV4: u32 = 16u; // @spec
+const WORKGROUP: u32 = 32u; // @spec
+const QUERIES: u32 = 4u; // @spec
+const BLOCK_K: u32 = 4u; // @spec
+const SUBGROUP: bool = true; // @spec
+// lanes that load and speak: no more than the smallest subgroup the device may use
+const LANES: u32 = 8u; // @spec
+const K_REGS: u32 = 8u; // @spec
+const V_REGS: u32 = 8u; // @spec
+const TILE_K: u32 = 32u; // @spec
+const STAGED: bool = true; // @spec
+// vec4s that one invocation stages
+const K_STAGE: u32 = 16u; // @spec
+const V_STAGE: u32 = 16u; // @spec
+// keys after, or before, a distance from the query are hidden
+const RIGHT_BOUND: bool = true; // @spec
+const LEFT_BOUND: bool = true; // @spec
+// the last query stands at the last key, else the first at the first
+const BOTTOM_RIGHT: bool = true; // @spec
+// some row does not see some key of some block
+const PARTIAL: bool = true; // @spec
+const SOFTCAP: bool = true; // @spec
+const ALIBI: bool = true; // @spec
+const BIAS: bool = true; // @spec
+const MASK: bool = true; // @spec
+const SINKS: bool = true; // @spec
+const METRIC: bool = true; // @spec
+// sequences differ in length or place: a table says how
+const RAGGED: bool = true; // @spec
+// keys lie in pages of PAGE rows
+const PAGED: bool = true; // @spec
+const PAGE: u32 = 16u; // @spec
+// keys and values are int8, with a scale for each head and SCALE_BLOCK tokens
+const QUANTIZED: bool = true; // @spec
+const SCALE_BLOCK: u32 = 16u; // @spec
+const SPLIT: bool = true; // @spec
+// exp2 by multiply-adds
+const SOFT_EXP2: bool = false; // @spec
+// indices of unrolled blocks
+const C: u32 = 0u;
+const I: u32 = 0u;
+const J: u32 = 0u;
+const R: u32 = 0u;
+
+// Must match `attention::Params` (tested). Strides are (batch, seq, head, offset), in elements;
+// for k and v of pages, batch means page.
+struct Params {
+    q: vec4<u32>,
+    k: vec4<u32>,
+    v: vec4<u32>,
+    o: vec4<u32>,
+    // (batch, head, seq, offset)
+    lse: vec4<u32>,
+    // (batch, head, query, offset)
+    bias: vec4<u32>,
+    mask: vec4<u32>,
+    // (batch or page, head, block, offset)
+    k_scale: vec4<u32>,
+    v_scale: vec4<u32>,
+    // (head, row, 0, offset)
+    metric: vec4<u32>,
+    seq_q: u32,
+    seq_k: u32,
+    // groups of `pack` heads
+    head_groups: u32,
+    pack: u32,
+    // query heads for each key head
+    group: u32,
+    // key j is visible to query i if i + diagonal - left <= j <= i + diagonal + right
+    left: i32,
+    right: i32,
+    // scale * log2(e), or scale / softcap: scores are kept in base 2
+    scale: f32,
+    // softcap * log2(e)
+    softcap: f32,
+    blocks_q: u32,
+    groups: u32,
+    splits: u32,
+    split_keys: u32,
+    // distance between the results of two splits
+    o_split: u32,
+    lse_split: u32,
+    // pieces of work, and first record of a sequence, in the table
+    items: u32,
+    records: u32,
+    unused_0: u32,
+    unused_1: u32,
+    unused_2: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load(i: u32) -> f32 { return q[i >> 2u][i & 3u]; } fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; fn k_load4n(i: u32, n: u32) -> vec4<f32> { return k[i >> 2u]; } // @tensor
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } // @tensor
+@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>; fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
+@group(0) @binding(5) var<storage, read_write> lse: array<f32>; fn lse_store_bits(i: u32, x: u32) { lse[i] = bitcast<f32>(x); } // @tensor
+@group(0) @binding(6) var<storage, read> slopes: array<f32>; fn slopes_load(i: u32) -> f32 { return slopes[i]; } // @tensor
+@group(0) @binding(7) var<storage, read> bias: array<f32>; fn bias_load(i: u32) -> f32 { return bias[i]; } // @tensor
+@group(0) @binding(8) var<storage, read> mask: array<u32>; fn mask_load(i: u32) -> f32 { return f32(mask[i]); } // @tensor
+@group(0) @binding(9) var<storage, read> sinks: array<f32>; fn sinks_load(i: u32) -> f32 { return sinks[i]; } // @tensor
+@group(0) @binding(10) var<storage, read> k_scale: array<f32>; fn k_scale_load(i: u32) -> f32 { return k_scale[i]; } // @tensor
+@group(0) @binding(11) var<storage, read> v_scale: array<f32>; fn v_scale_load(i: u32) -> f32 { return v_scale[i]; } // @tensor
+@group(0) @binding(12) var<storage, read> metric: array<vec4<f32>>; fn metric_load4n(i: u32, n: u32) -> vec4<f32> { return metric[i >> 2u]; } // @tensor
+// @if RAGGED
+// (sequence, block of rows, split) for each piece of work; then for each sequence its first query,
+// queries, first key, keys, and the place in this table of its first page
+@group(0) @binding(13) var<storage, read> table: array<u32>;
+// @end
+
+// [TILE_K, D4] and [TILE_K, DV4]; one element where nothing is staged
+const STAGE: u32 = select(0u, 1u, STAGED);
+// @if SUBGROUP
+// @else
+var<workgroup> k_tile: array<vec4<f32>, STAGE * TILE_K * D4 + 1u - STAGE>;
+var<workgroup> v_tile: array<vec4<f32>, STAGE * TILE_K * DV4 + 1u - STAGE>;
+// @end
+
+// below every real score, and finite: WGSL may assume that infinities do not occur
+const HIDDEN: f32 = -1e30;
+// the least that a score counts for, above HIDDEN
+const LEAST: f32 = -1e29;
+const LOG2_E: f32 = 1.4426950408889634;
+
+@compute @workgroup_size(WORKGROUP)
+fn flash(
+    @builtin(workgroup_id) group_id: vec3<u32>,
+    @builtin(num_workgroups) group_count: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+    // @if SUBGROUP
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+    // @end
+) {
+    let group = group_index(group_id, group_count);
+    if group >= params.groups {
+        return;
+    }
+    // @if RAGGED
+    let item = group % params.items;
+    let head_group = group / params.items;
+    let batch = table[item * 3u];
+    let block = table[item * 3u + 1u];
+    let split = table[item * 3u + 2u];
+    let record = params.records + batch * 5u;
+    let q_start = table[record];
+    let seq_q = table[record + 1u];
+    let k_start = table[record + 2u];
+    let seq_k = table[record + 3u];
+    let pages = table[record + 4u];
+    // @else
+    let block = group % params.blocks_q;
+    let split = (group / params.blocks_q) % params.splits;
+    let head_group = (group / (params.blocks_q * params.splits)) % params.head_groups;
+    let batch = group / (params.blocks_q * params.splits * params.head_groups);
+    let q_start = 0u;
+    let seq_q = params.seq_q;
+    let k_start = 0u;
+    let seq_k = params.seq_k;
+    let pages = 0u;
+    // @end
+    let head_kv = head_group * params.pack / params.group;
+    let diagonal = select(0, i32(seq_k) - i32(seq_q), BOTTOM_RIGHT);
+    // @if SUBGROUP
+    let lane = subgroup_lane % LANES;
+    // @end
+
+    // the keys that each row sees, [lower, limit); past-the-end rows repeat the last one
+    let rows_q = seq_q * params.pack;
+    let first_row = block * (WORKGROUP * QUERIES);
+    var row: array<u32, QUERIES>;
+    var head: array<u32, QUERIES>;
+    var limit: array<u32, QUERIES>;
+    var lower: array<u32, QUERIES>;
+    // @unroll I QUERIES
+    {
+        let r = min(first_row + I * WORKGROUP + local, rows_q - 1u);
+        row[I] = r / params.pack;
+        head[I] = head_group * params.pack + r % params.pack;
+        limit[I] = key_limit(i32(row[I]) + diagonal, seq_k);
+        lower[I] = key_lower(i32(row[I]) + diagonal, seq_k);
+    }
+    // @end
+    // those that any row of the workgroup sees, and those that all of them see: the same for all
+    // its invocations
+    let first_position = i32(first_row / params.pack) + diagonal;
+    let last_position = i32((min(first_row + WORKGROUP * QUERIES, rows_q) - 1u) / params.pack) + diagonal;
+    // @if SPLIT
+    let last = min(key_limit(last_position, seq_k), (split + 1u) * params.split_keys);
+    let first = max(key_lower(first_position, seq_k), split * params.split_keys) / BLOCK_K * BLOCK_K;
+    // @else
+    let last = key_limit(last_position, seq_k);
+    let first = key_lower(first_position, seq_k) / BLOCK_K * BLOCK_K;
+    // @end
+    let first_limit = key_limit(first_position, seq_k);
+    let last_lower = key_lower(last_position, seq_k);
+
+    let q_base = batch * params.q.x + q_start * params.q.y + params.q.w;
+    // @if PAGED
+    let k_base = head_kv * params.k.z + params.k.w;
+    let v_base = head_kv * params.v.z + params.v.w;
+    // @else
+    let k_base = batch * params.k.x + k_start * params.k.y + head_kv * params.k.z + params.k.w;
+    let v_base = batch * params.v.x + k_start * params.v.y + head_kv * params.v.z + params.v.w;
+    // @end
+
+    var query: array<vec4<f32>, QUERIES * D4>;
+    // @if METRIC
+    // the row vector q G, one channel of q at a time
+    // @unroll I QUERIES
+    // @unroll C D4
+    query[I * D4 + C] = vec4<f32>(0.0);
+    // @end
+    // @end
+    for (var c = 0u; c < HEAD_DIM; c++) {
+        // @unroll I QUERIES
+        {
+            let x = params.scale * q_load(q_base + row[I] * params.q.y + head[I] * params.q.z + c);
+            let at = head[I] * params.metric.x + c * params.metric.y + params.metric.w;
+            // @unroll C D4
+            query[I * D4 + C] = fma(vec4<f32>(x), metric_load4n(at + C * 4u, min(4u, HEAD_DIM - C * 4u)), query[I * D4 + C]);
+            // @end
+        }
+        // @end
+    }
+    // @else
+    // @unroll I QUERIES
+    // @unroll C D4
+    query[I * D4 + C] = params.scale * q_load4n(q_base + row[I] * params.q.y + head[I] * params.q.z + C * 4u, min(4u, HEAD_DIM - C * 4u));
+    // @end
+    // @end
+    // @end
+    var m: array<f32, QUERIES>;
+    var l: array<f32, QUERIES>;
+    var acc: array<vec4<f32>, QUERIES * DV4>;
+    // @unroll I QUERIES
+    m[I] = HIDDEN;
+    l[I] = 0.0;
+    // @if SINKS
+    // one more logit, of a key without value; it belongs to the first split
+    if split == 0u {
+        m[I] = sinks_load(head[I]) * LOG2_E;
+        l[I] = 1.0;
+    }
+    // @end
+    // @unroll C DV4
+    acc[I * DV4 + C] = vec4<f32>(0.0);
+    // @end
+    // @end
+    // @if ALIBI
+    var slope: array<f32, QUERIES>;
+    // @unroll I QUERIES
+    slope[I] = slopes_load(head[I]) * LOG2_E;
+    // @end
+    // @end
+    // @if BIAS
+    var bias_row: array<u32, QUERIES>;
+    // @unroll I QUERIES
+    bias_row[I] = batch * params.bias.x + head[I] * params.bias.y + row[I] * params.bias.z + params.bias.w;
+    // @end
+    // @end
+    // @if MASK
+    var mask_row: array<u32, QUERIES>;
+    // @unroll I QUERIES
+    mask_row[I] = batch * params.mask.x + head[I] * params.mask.y + row[I] * params.mask.z + params.mask.w;
+    // @end
+    // @end
+
+    // @if SUBGROUP
+    // where this lane's chunks of the first block lie, and the same chunk of the last row: rows
+    // past the end repeat it. Written out of the loop by hand, for drivers that leave such in.
+    var k_first: array<u32, K_REGS>;
+    var k_last: array<u32, K_REGS>;
+    // @unroll R K_REGS
+    k_first[R] = k_base + row_of(R * LANES + lane, D4) * params.k.y + chunk_of(R * LANES + lane, D4);
+    k_last[R] = k_base + (seq_k - 1u) * params.k.y + chunk_of(R * LANES + lane, D4);
+    // @end
+    var v_first: array<u32, V_REGS>;
+    var v_last: array<u32, V_REGS>;
+    // @unroll R V_REGS
+    v_first[R] = v_base + row_of(R * LANES + lane, DV4) * params.v.y + chunk_of(R * LANES + lane, DV4);
+    v_last[R] = v_base + (seq_k - 1u) * params.v.y + chunk_of(R * LANES + lane, DV4);
+    // @end
+    var k_step = first * params.k.y;
+    var v_step = first * params.v.y;
+    for (var start = first; start < last; start += BLOCK_K) {
+        // @if PAGED
+        // a block lies in one page; rows of the page past the last key exist, and are hidden
+        let page = table[pages + start / PAGE];
+        k_step = page * params.k.x + start % PAGE * params.k.y;
+        v_step = page * params.v.x + start % PAGE * params.v.y;
+        // @end
+        // [BLOCK_K, D4] spread over the lanes
+        var rows: array<vec4<f32>, K_REGS>;
+        // @unroll R K_REGS
+        // @if PAGED
+        rows[R] = k_load4n(k_first[R] + k_step, min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
+        // @else
+        rows[R] = k_load4n(min(k_first[R] + k_step, k_last[R]), min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
+        // @end
+        // @end
+    // @else
+    for (var tile = first; tile < last; tile += TILE_K) {
+        // @if STAGED
+        workgroupBarrier();
+        // written out: on some drivers loop trips are counted
+        // @unroll R K_STAGE
+        if R * WORKGROUP + local < TILE_K * D4 {
+            let i = R * WORKGROUP + local;
+            k_tile[i] = k_row(k_base, pages, min(tile + i / D4, seq_k - 1u), i % D4);
+        }
+        // @end
+        // @unroll R V_STAGE
+        if R * WORKGROUP + local < TILE_K * DV4 {
+            let i = R * WORKGROUP + local;
+            v_tile[i] = v_row(v_base, pages, min(tile + i / DV4, seq_k - 1u), i % DV4);
+        }
+        // @end
+        workgroupBarrier();
+        // @end
+    for (var start = tile; start < min(tile + TILE_K, last); start += BLOCK_K) {
+        // @if PAGED
+        let page = table[pages + start / PAGE];
+        // @end
+    // @end
+        var s: array<f32, QUERIES * BLOCK_K>;
+        // @unroll I QUERIES
+        // @unroll J BLOCK_K
+        s[I * BLOCK_K + J] = 0.0;
+        // @end
+        // @end
+        // @unroll C D4
+        // @unroll J BLOCK_K
+        {
+            // @if SUBGROUP
+            let x = subgroupBroadcast(rows[(J * D4 + C) / LANES], (J * D4 + C) % LANES);
+            // @else
+            // @if STAGED
+            let x = k_tile[(start - tile + J) * D4 + C];
+            // @else
+            let x = k_row(k_base, pages, min(start + J, seq_k - 1u), C);
+            // @end
+            // @end
+            // @unroll I QUERIES
+            s[I * BLOCK_K + J] = fma(query[I * D4 + C].x, x.x, s[I * BLOCK_K + J]);
+            s[I * BLOCK_K + J] = fma(query[I * D4 + C].y, x.y, s[I * BLOCK_K + J]);
+            s[I * BLOCK_K + J] = fma(query[I * D4 + C].z, x.z, s[I * BLOCK_K + J]);
+            s[I * BLOCK_K + J] = fma(query[I * D4 + C].w, x.w, s[I * BLOCK_K + J]);
+            // @end
+        }
+        // @end
+        // @end
+
+        // @if QUANTIZED
+        // one scale for a block: SCALE_BLOCK is a multiple of BLOCK_K
+        // @if PAGED
+        let scale_at = vec3<u32>(page, head_kv, start % PAGE / SCALE_BLOCK);
+        // @else
+        let scale_at = vec3<u32>(batch, head_kv, (k_start + start) / SCALE_BLOCK);
+        // @end
+        let scale_k = k_scale_load(dot(scale_at, params.k_scale.xyz) + params.k_scale.w);
+        let scale_v = v_scale_load(dot(scale_at, params.v_scale.xyz) + params.v_scale.w);
+        // @end
+        // online softmax; s becomes the weights
+        var shrink: array<f32, QUERIES>;
+        // @unroll I QUERIES
+        {
+            var top = m[I];
+            // @unroll J BLOCK_K
+            // @if QUANTIZED
+            s[I * BLOCK_K + J] *= scale_k;
+            // @end
+            // @if SOFTCAP
+            s[I * BLOCK_K + J] = params.softcap * tanh_fma(s[I * BLOCK_K + J]);
+            // @end
+            // @if ALIBI
+            s[I * BLOCK_K + J] -= slope[I] * f32(abs(i32(row[I]) + diagonal - i32(start + J)));
+            // @end
+            // @if PARTIAL
+            {
+                var visible = start + J < limit[I];
+                // @if LEFT_BOUND
+                visible = visible && start + J >= lower[I];
+                // @end
+                // @if BIAS
+                let extra = bias_load(bias_row[I] + min(start + J, seq_k - 1u));
+                // -inf, told by its bits
+                visible = visible && bitcast<u32>(extra) != 0xff800000u;
+                s[I * BLOCK_K + J] += max(extra, LEAST) * LOG2_E;
+                // @end
+                // @if MASK
+                visible = visible && mask_load(mask_row[I] + min(start + J, seq_k - 1u)) != 0.0;
+                // @end
+                s[I * BLOCK_K + J] = select(HIDDEN, max(s[I * BLOCK_K + J], LEAST), visible);
+            }
+            // @end
+            top = max(top, s[I * BLOCK_K + J]);
+            // @end
+            shrink[I] = weight(m[I] - top);
+            m[I] = top;
+            var sum = 0.0;
+            // @unroll J BLOCK_K
+            // @if PARTIAL
+            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - top), s[I * BLOCK_K + J] != HIDDEN);
+            // @else
+            s[I * BLOCK_K + J] = weight(s[I * BLOCK_K + J] - top);
+            // @end
+            sum += s[I * BLOCK_K + J];
+            // @end
+            l[I] = fma(l[I], shrink[I], sum);
+            // @if QUANTIZED
+            // @unroll J BLOCK_K
+            s[I * BLOCK_K + J] *= scale_v;
+            // @end
+            // @end
+        }
+        // @end
+
+        // where some row does not see some key, its weight is 0, but 0 * NaN is NaN
+        let partial = PARTIAL && (MASK || BIAS || start + BLOCK_K > first_limit || (LEFT_BOUND && start < last_lower));
+        // @if SUBGROUP
+        // [BLOCK_K, DV4] spread over the lanes
+        var values: array<vec4<f32>, V_REGS>;
+        // @unroll R V_REGS
+        // @if PAGED
+        values[R] = v_load4n(v_first[R] + v_step, min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
+        // @else
+        values[R] = v_load4n(min(v_first[R] + v_step, v_last[R]), min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
+        // @end
+        // @end
+        // @if PARTIAL
+        if partial {
+            // @unroll R V_REGS
+            values[R] = finite(values[R]);
+            // @end
+        }
+        // @end
+        // @end
+        // @unroll C DV4
+        {
+            var x: array<vec4<f32>, BLOCK_K>;
+            // @unroll J BLOCK_K
+            // @if SUBGROUP
+            x[J] = subgroupBroadcast(values[(J * DV4 + C) / LANES], (J * DV4 + C) % LANES);
+            // @else
+            // @if STAGED
+            x[J] = v_tile[(start - tile + J) * DV4 + C];
+            // @else
+            x[J] = v_row(v_base, pages, min(start + J, seq_k - 1u), C);
+            // @end
+            // @if PARTIAL
+            if partial {
+                x[J] = finite(x[J]);
+            }
+            // @end
+            // @end
+            // @end
+            // @unroll I QUERIES
+            {
+                var sum = acc[I * DV4 + C] * shrink[I];
+                // @unroll J BLOCK_K
+                sum = fma(vec4<f32>(s[I * BLOCK_K + J]), x[J], sum);
+                // @end
+                acc[I * DV4 + C] = sum;
+            }
+            // @end
+        }
+        // @end
+        // @if SUBGROUP
+        // @if PAGED
+        // @else
+        k_step += BLOCK_K * params.k.y;
+        v_step += BLOCK_K * params.v.y;
+        // @end
+        // @else
+    }
+        // @end
+    }
+
+    // @unroll I QUERIES
+    {
+        let empty = l[I] == 0.0;
+        if first_row + I * WORKGROUP + local < rows_q {
+            let inverse = select(1.0 / l[I], 0.0, empty);
+            let at = batch * params.o.x + (q_start + row[I]) * params.o.y + head[I] * params.o.z + params.o.w + split * params.o_split;
+            // @unroll C DV4
+            o_store4n(at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[I * DV4 + C] * inverse);
+            // @end
+            // m is in base 2; -inf for a row that sees nothing
+            let value = m[I] * 0.6931471805599453 + log(select(l[I], 1.0, empty));
+            let at_lse = batch * params.lse.x + head[I] * params.lse.y + (q_start + row[I]) * params.lse.z + params.lse.w + split * params.lse_split;
+            lse_store_bits(at_lse, select(bitcast<u32>(value), 0xff800000u, empty));
+        }
+    }
+    // @end
+}
+
+// 2^x for x <= 0.
+fn weight(x: f32) -> f32 {
+    if SOFT_EXP2 {
+        return exp2_fma(x);
+    }
+    // far below, where every exp2 gives 0 and none may give anything else
+    return exp2(max(x, -200.0));
+}
+
+// Infinities and NaN, told by their bits, become 0.
+fn finite(x: vec4<f32>) -> vec4<f32> {
+    let exponent = bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u);
+    return select(x, vec4<f32>(0.0), exponent == vec4<u32>(0x7f800000u));
+}
+
+// One past the last key that a query at `position` sees.
+fn key_limit(position: i32, seq_k: u32) -> u32 {
+    if !RIGHT_BOUND {
+        return seq_k;
+    }
+    return u32(clamp(position + params.right + 1, 0, i32(seq_k)));
+}
+
+// The first key that it sees.
+fn key_lower(position: i32, seq_k: u32) -> u32 {
+    if !LEFT_BOUND {
+        return 0u;
+    }
+    return u32(clamp(position - params.left, 0, i32(seq_k)));
+}
+
+// Row of a block, and first element in it, of the block's chunk `index`, with `chunks` to a row;
+// chunks past the block repeat its first.
+fn row_of(index: u32, chunks: u32) -> u32 {
+    return select(0u, index / chunks, index < BLOCK_K * chunks);
+}
+
+fn chunk_of(index: u32, chunks: u32) -> u32 {
+    return select(0u, (index % chunks) * 4u, index < BLOCK_K * chunks);
+}
+
+// Chunk `chunk` of key row `key`, from where it is.
+fn k_row(base: u32, pages: u32, key: u32, chunk: u32) -> vec4<f32> {
+    var at = base + chunk * 4u;
+    // @if PAGED
+    at += table[pages + key / PAGE] * params.k.x + key % PAGE * params.k.y;
+    // @else
+    at += key * params.k.y;
+    // @end
+    return k_load4n(at, min(4u, HEAD_DIM - chunk * 4u));
+}
+
+// The same of a value row.
+fn v_row(base: u32, pages: u32, key: u32, chunk: u32) -> vec4<f32> {
+    var at = base + chunk * 4u;
+    // @if PAGED
+    at += table[pages + key / PAGE] * params.v.x + key % PAGE * params.v.y;
+    // @else
+    at += key * params.v.y;
+    // @end
+    return v_load4n(at, min(4u, HEAD_DIM_V - chunk * 4u));
+}
+
+// tanh(x) to a few units in the last place near 0, where 1 - 2 / (e^2x + 1) has none left; safe for
+// every x. The polynomial is the series to x^13.
+fn tanh_fma(x: f32) -> f32 {
+    let y = x * x;
+    var p = fma(y, 0.003592128, -0.008863235);
+    p = fma(y, p, 0.021869488);
+    p = fma(y, p, -0.053968254);
+    p = fma(y, p, 0.13333333);
+    p = fma(y, p, -0.33333333);
+    let small = fma(x * y, p, x);
+    // 2^(2 x log2(e)), with the argument kept where the result is 1 to f32
+    let e = exp2(clamp(abs(x), 0.0, 10.0) * 2.885390081777927);
+    let large = 1.0 - 2.0 / (e + 1.0);
+    return select(select(large, -large, x < 0.0), small, y < 0.25);
+}

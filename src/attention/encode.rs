@@ -1,0 +1,539 @@
+//! Recording a planned attention.
+
+use super::{
+    Algorithm, AttentionArgs, AttentionPlan, Mask, OP, merge,
+    plan::Variant,
+    table::{self, Table},
+};
+use crate::{
+    Context, DType, Error, Result, TensorView,
+    dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
+};
+
+// Must match `Params` in shaders/attention/flash.wgsl (tested).
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    q: [u32; 4],
+    k: [u32; 4],
+    v: [u32; 4],
+    o: [u32; 4],
+    lse: [u32; 4],
+    bias: [u32; 4],
+    mask: [u32; 4],
+    k_scale: [u32; 4],
+    v_scale: [u32; 4],
+    metric: [u32; 4],
+    seq_q: u32,
+    seq_k: u32,
+    head_groups: u32,
+    pack: u32,
+    group: u32,
+    left: i32,
+    right: i32,
+    scale: f32,
+    softcap: f32,
+    blocks_q: u32,
+    groups: u32,
+    splits: u32,
+    split_keys: u32,
+    o_split: u32,
+    lse_split: u32,
+    items: u32,
+    records: u32,
+    unused: [u32; 3],
+}
+
+// Must match `Params` in shaders/attention/unfused_*.wgsl (tested).
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct UnfusedParams {
+    q: [u32; 4],
+    k: [u32; 4],
+    v: [u32; 4],
+    o: [u32; 4],
+    lse: [u32; 4],
+    seq_q: u32,
+    seq_k: u32,
+    heads: u32,
+    group: u32,
+    diagonal: i32,
+    scale: f32,
+    blocks_q: u32,
+    groups: u32,
+}
+
+/// Strides of all axes but the last, and the offset.
+fn place<const N: usize>(view: &TensorView<'_, N>, bound: &Bound<'_>) -> [u32; 4] {
+    let strides = view.strides_u32();
+    let mut out = [0; 4];
+    out[..N - 1].copy_from_slice(&strides[..N - 1]);
+    out[3] = bound.offset;
+    out
+}
+
+/// Strides (batch, head, seq) and offset of an LSE.
+fn place_lse(view: &TensorView<'_, 3>, bound: &Bound<'_>) -> [u32; 4] {
+    let [b, h, t] = view.strides_u32();
+    [b, h, t, bound.offset]
+}
+
+/// An optional input: present if and only if the plan wants it.
+fn wanted<'v, 'a, const N: usize>(
+    what: &'static str,
+    view: &'v Option<TensorView<'a, N>>,
+    wanted: bool,
+) -> Result<Option<&'v TensorView<'a, N>>> {
+    match (view, wanted) {
+        (Some(_), false) => Err(Error::argument(OP, what, "given, but the plan was made without")),
+        (None, true) => Err(Error::argument(OP, what, "the plan needs it, none given")),
+        (view, _) => Ok(view.as_ref()),
+    }
+}
+
+/// A bias or mask: each of its first three axes may be 1. With packed sequences its last two reach as
+/// far as the longest sequence.
+fn broadcasts(
+    what: &'static str,
+    view: &TensorView<'_, 4>,
+    full: [u32; 4],
+    packed: bool,
+) -> Result<()> {
+    let shape = view.layout.shape;
+    let fits = |axis: usize| {
+        let exact = shape[axis] == full[axis];
+        exact || (packed && axis > 1 && shape[axis] > full[axis]) || (axis < 3 && shape[axis] == 1)
+    };
+    if (0..4).all(fits) {
+        return view.check(OP, what);
+    }
+    Err(Error::shape(
+        OP,
+        what,
+        format!("{full:?}, or 1 on any of the first three axes"),
+        format!("{shape:?}"),
+    ))
+}
+
+impl AttentionPlan {
+    /// Records the kernels into the caller's encoder, in a compute pass of their own; submits
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`AttentionPlan::encode_pass`].
+    pub fn encode(
+        &self,
+        ctx: &Context,
+        encoder: &mut wgpu::CommandEncoder,
+        args: &AttentionArgs<'_>,
+    ) -> Result<()> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
+        self.encode_pass(ctx, &mut pass, args)
+    }
+
+    /// Records the kernels into the caller's compute pass; submits nothing. Nothing is recorded if
+    /// an argument is refused.
+    ///
+    /// Views whose rows do not start at multiples of four elements are read one element at a time,
+    /// by a kernel that the first such call compiles; so is a kernel that writes the LSE.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
+    /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
+    /// [`Error::SharedBuffer`] for an output that shares a buffer, [`Error::Argument`] for an
+    /// optional argument that is missing or not planned for, [`Error::Value`] for lengths, bounds or
+    /// pages out of range, [`Error::Limit`] for a view that the device cannot bind, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn encode_pass(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: &AttentionArgs<'_>,
+    ) -> Result<()> {
+        let (s, op) = (self.shape, &self.options);
+        let kv_dtype = if op.quantized.is_some() { DType::I8 } else { op.dtype };
+        args.q.expect(OP, "q", [s.batch, s.seq_q, s.heads, s.head_dim], op.dtype)?;
+        // in pages, their number is the view's
+        let (pages, rows) = match op.page_size {
+            Some(page_size) => (args.k.layout.shape[0], page_size),
+            None => (s.batch, s.seq_k),
+        };
+        args.k.expect(OP, "k", [pages, rows, s.heads_kv, s.head_dim], kv_dtype)?;
+        args.v.expect(OP, "v", [pages, rows, s.heads_kv, s.head_dim_v], kv_dtype)?;
+        args.o.expect_output(OP, "o", [s.batch, s.seq_q, s.heads, s.head_dim_v], op.dtype)?;
+        let mut inputs = vec![("q", args.q.buffer), ("k", args.k.buffer), ("v", args.v.buffer)];
+        let mut outputs = vec![("o", args.o.buffer)];
+        if let Some(lse) = &args.lse {
+            lse.expect_output(OP, "lse", [s.batch, s.heads, s.seq_q], DType::F32)?;
+            outputs.push(("lse", lse.buffer));
+        }
+        let slopes = wanted("slopes", &args.slopes, op.alibi)?;
+        let sinks = wanted("sinks", &args.sinks, op.sinks)?;
+        for (what, view) in [("slopes", slopes), ("sinks", sinks)] {
+            if let Some(view) = view {
+                view.expect(OP, what, [s.heads], DType::F32)?;
+                inputs.push((what, view.buffer));
+            }
+        }
+        let metric = wanted("metric", &args.metric, op.metric)?;
+        if let Some(view) = metric {
+            view.expect(OP, "metric", [s.heads, s.head_dim, s.head_dim], DType::F32)?;
+            inputs.push(("metric", view.buffer));
+        }
+        let k_scale = wanted("k_scale", &args.k_scale, op.quantized.is_some())?;
+        let v_scale = wanted("v_scale", &args.v_scale, op.quantized.is_some())?;
+        for (what, view) in [("k_scale", k_scale), ("v_scale", v_scale)] {
+            if let (Some(view), Some(block)) = (view, op.quantized) {
+                view.expect(OP, what, [pages, s.heads_kv, rows.div_ceil(block)], DType::F32)?;
+                inputs.push((what, view.buffer));
+            }
+        }
+        let bias = wanted("bias", &args.bias, op.bias)?;
+        let visible = wanted("visible", &args.visible, op.visible)?;
+        let longest = |bounds: Option<&[u32]>, all: u32| {
+            let lengths = bounds.map(|b| b.windows(2).map(|w| w[1].saturating_sub(w[0])).max());
+            lengths.map_or(all, Option::unwrap_or_default)
+        };
+        let sequences = match args.cu_seqlens_q {
+            Some(bounds) if op.packed => {
+                u32::try_from(bounds.len().saturating_sub(1)).unwrap_or(u32::MAX)
+            }
+            _ => s.batch,
+        };
+        let keys = match op.page_size {
+            Some(_) => s.seq_k,
+            None => longest(args.cu_seqlens_k, s.seq_k),
+        };
+        let full = [sequences, s.heads, longest(args.cu_seqlens_q, s.seq_q), keys];
+        for (what, view) in [("bias", bias), ("visible", visible)] {
+            if let Some(view) = view {
+                broadcasts(what, view, full, op.packed)?;
+                inputs.push((what, view.buffer));
+            }
+        }
+        if let Some(view) = bias
+            && view.dtype != op.dtype
+            && view.dtype != DType::F32
+        {
+            return Err(Error::DType {
+                op: OP,
+                what: "bias",
+                expected: op.dtype,
+                got: view.dtype,
+            });
+        }
+        if let Some(view) = visible
+            && view.dtype != DType::U8
+        {
+            return Err(Error::DType {
+                op: OP,
+                what: "visible",
+                expected: DType::U8,
+                got: view.dtype,
+            });
+        }
+        let scratch = self.check_scratch(args.scratch)?;
+        if let Some(scratch) = scratch {
+            outputs.push(("scratch", scratch));
+        }
+        distinct_outputs(OP, &outputs, &inputs)?;
+        let group = s.heads / s.heads_kv;
+        let rows = self.tiles.workgroup * self.tiles.queries;
+        // also checks that none of a table's parts is given without being planned for
+        let table = table::build(op, &s, args, pages, group, rows, self.split)?;
+        if s.batch == 0 || s.seq_q == 0 {
+            return Ok(());
+        }
+        let variant = Variant {
+            aligned: [
+                args.q.layout.is_multiple_of(4),
+                args.k.layout.is_multiple_of(4) && args.v.layout.is_multiple_of(4),
+                args.o.layout.is_multiple_of(4),
+            ],
+            lse: args.lse.is_some(),
+            bias_f32: bias.is_some_and(|view| view.dtype == DType::F32),
+            metric_aligned: metric.is_none_or(|view| view.layout.is_multiple_of(4)),
+        };
+        if op.algorithm == Algorithm::Unfused {
+            return self.encode_unfused(ctx, pass, args, variant);
+        }
+        self.encode_flash(ctx, pass, args, variant, &table)
+    }
+
+    fn encode_flash(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: &AttentionArgs<'_>,
+        variant: Variant,
+        table: &Table,
+    ) -> Result<()> {
+        let (s, op, caps) = (self.shape, &self.options, &ctx.caps);
+        let kernels =
+            self.keys(variant).into_iter().map(|key| ctx.kernel(key)).collect::<Result<Vec<_>>>()?;
+        let group = s.heads / s.heads_kv;
+        let rows_q = u64::from(s.seq_q) * u64::from(group);
+        let rows = u64::from(self.tiles.workgroup) * u64::from(self.tiles.queries);
+        let number = |what, need: u64| {
+            u32::try_from(need).map_err(|_| Error::Limit {
+                op: OP,
+                what,
+                need,
+                limit: u32::MAX.into(),
+            })
+        };
+        let blocks_q = number("blocks of rows", rows_q.div_ceil(rows))?;
+        let parts = self.parts();
+        let items = match op.ragged() {
+            true => u64::from(table.items),
+            false => [s.batch, blocks_q, parts].iter().fold(1, |n: u64, &d| n.saturating_mul(d.into())),
+        };
+        let groups = items.saturating_mul(s.heads_kv.into());
+        let (left, right) = op.reach();
+        // the reach is at most MAX_SEQ
+        let reach = |keys: i64| i32::try_from(keys).unwrap_or(i32::MAX);
+        let log2_e = std::f32::consts::LOG2_E;
+        let mut params = Params {
+            seq_q: s.seq_q,
+            seq_k: s.seq_k,
+            head_groups: s.heads_kv,
+            pack: group,
+            group,
+            left: reach(left),
+            right: reach(right),
+            scale: op.softcap.map_or(self.scale * log2_e, |cap| self.scale / cap),
+            softcap: op.softcap.unwrap_or(0.0) * log2_e,
+            blocks_q,
+            groups: number("workgroups", groups)?,
+            splits: parts,
+            split_keys: self.split.unwrap_or(0),
+            items: table.items,
+            records: table.records,
+            ..Params::default()
+        };
+        let mut resources = Vec::new();
+        let q = args.q.bind(OP, "q", caps)?;
+        let k = args.k.bind(OP, "k", caps)?;
+        let v = args.v.bind(OP, "v", caps)?;
+        let o = args.o.bind(OP, "o", caps)?;
+        let lse = args.lse.as_ref().map(|l| l.bind(OP, "lse", caps)).transpose()?;
+        let o_place = place(&args.o, &o);
+        let lse_place = match (&args.lse, &lse) {
+            (Some(view), Some(bound)) => place_lse(view, bound),
+            _ => [0; 4],
+        };
+        params.q = place(&args.q, &q);
+        params.k = place(&args.k, &k);
+        params.v = place(&args.v, &v);
+        resources.extend([q.resource, k.resource, v.resource]);
+
+        // partial results: [part, batch, seq, head, channel] and [part, batch, head, seq]
+        let width = s.head_dim_v.next_multiple_of(4);
+        let rows_all = u64::from(s.batch) * u64::from(s.seq_q) * u64::from(s.heads);
+        let partial = match args.scratch {
+            Some(scratch) if self.split.is_some() => {
+                let [o_bytes, lse_bytes] = self.scratch_parts();
+                let elements = u64::from(parts) * rows_all * u64::from(width);
+                number("elements of partial outputs", elements)?;
+                // fits, as their sum over all parts does
+                let stride = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+                let per_batch = |n: u64| if s.batch > 1 { stride(n) } else { 0 };
+                let (heads, seq) = (u64::from(s.heads), u64::from(s.seq_q));
+                let wide = u64::from(width);
+                params.o = [per_batch(seq * heads * wide), stride(heads * wide), width, 0];
+                params.lse = [per_batch(heads * seq), s.seq_q, 1, 0];
+                params.o_split = stride(rows_all * wide);
+                params.lse_split = stride(rows_all);
+                let range = |offset: u64, bytes: u64| {
+                    Resource::Buffer(wgpu::BufferBinding {
+                        buffer: scratch,
+                        offset,
+                        size: wgpu::BufferSize::new(bytes),
+                    })
+                };
+                Some([range(0, o_bytes), range(o_bytes, lse_bytes)])
+            }
+            _ => None,
+        };
+        match &partial {
+            Some(partial) => resources.extend(partial.iter().cloned()),
+            None => {
+                params.o = o_place;
+                params.lse = lse_place;
+                resources.push(o.resource.clone());
+                resources.extend(lse.as_ref().map(|l| l.resource.clone()));
+            }
+        }
+        if let Some(view) = &args.slopes {
+            resources.push(vector(view, "slopes", ctx)?);
+        }
+        if let Some(view) = &args.bias {
+            let bound = view.bind(OP, "bias", caps)?;
+            params.bias = place(view, &bound);
+            resources.push(bound.resource);
+        }
+        if let Some(view) = &args.visible {
+            let bound = view.bind(OP, "visible", caps)?;
+            params.mask = place(view, &bound);
+            resources.push(bound.resource);
+        }
+        if let Some(view) = &args.sinks {
+            resources.push(vector(view, "sinks", ctx)?);
+        }
+        for (what, view, at) in [
+            ("k_scale", &args.k_scale, &mut params.k_scale),
+            ("v_scale", &args.v_scale, &mut params.v_scale),
+        ] {
+            if let Some(view) = view {
+                let bound = view.bind(OP, what, caps)?;
+                let [b, h, _] = view.strides_u32();
+                *at = [b, h, 1, bound.offset];
+                resources.push(bound.resource);
+            }
+        }
+        if let Some(view) = &args.metric {
+            let bound = view.bind(OP, "metric", caps)?;
+            params.metric = place(view, &bound);
+            resources.push(bound.resource);
+        }
+        let table_buffer = match op.ragged() {
+            true => Some(ctx.table(OP, bytemuck::cast_slice(&table.words))?),
+            false => None,
+        };
+        resources.extend(table_buffer.as_ref().map(wgpu::Buffer::as_entire_binding));
+        let grid = fold(OP, groups, caps)?;
+        dispatch(ctx, pass, OP, &kernels[0], bytemuck::bytes_of(&params), &resources, grid)?;
+
+        let Some([o_parts, lse_parts]) = partial else { return Ok(()) };
+        let items = merge::items(rows_all, s.head_dim_v)?;
+        let merged = merge::Params {
+            o_parts: params.o,
+            lse_parts: params.lse,
+            o: o_place,
+            lse: lse_place,
+            o_part: params.o_split,
+            lse_part: params.lse_split,
+            parts,
+            seq: s.seq_q,
+            heads: s.heads,
+            items,
+            counts: table.counts,
+            unused: 0,
+        };
+        let mut resources = vec![o_parts, lse_parts, o.resource];
+        resources.extend(lse.map(|l| l.resource));
+        resources.extend(table_buffer.as_ref().map(wgpu::Buffer::as_entire_binding));
+        let grid = fold(OP, u64::from(items).div_ceil(64), caps)?;
+        dispatch(ctx, pass, OP, &kernels[1], bytemuck::bytes_of(&merged), &resources, grid)
+    }
+
+    fn encode_unfused(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: &AttentionArgs<'_>,
+        variant: Variant,
+    ) -> Result<()> {
+        let s = self.shape;
+        let Some(scratch) = args.scratch else { return Ok(()) };
+        let q = args.q.bind(OP, "q", &ctx.caps)?;
+        let k = args.k.bind(OP, "k", &ctx.caps)?;
+        let v = args.v.bind(OP, "v", &ctx.caps)?;
+        let o = args.o.bind(OP, "o", &ctx.caps)?;
+        let lse = args.lse.as_ref().map(|l| l.bind(OP, "lse", &ctx.caps)).transpose()?;
+        let diagonal = match self.options.mask {
+            Mask::None => 0,
+            Mask::Causal(align) => align.diagonal(s.seq_q, s.seq_k),
+        };
+        let mut params = UnfusedParams {
+            q: place(&args.q, &q),
+            k: place(&args.k, &k),
+            v: place(&args.v, &v),
+            o: place(&args.o, &o),
+            lse: match (&args.lse, &lse) {
+                (Some(view), Some(bound)) => place_lse(view, bound),
+                _ => [0; 4],
+            },
+            seq_q: s.seq_q,
+            seq_k: s.seq_k,
+            heads: s.heads,
+            group: s.heads / s.heads_kv,
+            // lengths are below 2^30
+            diagonal: i32::try_from(diagonal).unwrap_or(i32::MAX),
+            scale: self.scale * std::f32::consts::LOG2_E,
+            blocks_q: 0,
+            groups: 0,
+        };
+        let kernels =
+            self.keys(variant).into_iter().map(|key| ctx.kernel(key)).collect::<Result<Vec<_>>>()?;
+        let scores = Resource::Buffer(wgpu::BufferBinding {
+            buffer: scratch,
+            offset: 0,
+            size: wgpu::BufferSize::new(self.scratch_bytes().max(16).min(scratch.size())),
+        });
+        // one invocation for each score, then for each row, then for each output element
+        let mut run = |kernel: usize, items: u64, resources: Vec<Resource<'_>>| {
+            let count = items.div_ceil(64);
+            params.groups = u32::try_from(items).unwrap_or(u32::MAX);
+            let bytes = bytemuck::bytes_of(&params);
+            dispatch(ctx, pass, OP, &kernels[kernel], bytes, &resources, fold(OP, count, &ctx.caps)?)
+        };
+        let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.seq_q);
+        run(0, rows * u64::from(s.seq_k), vec![q.resource, k.resource, scores.clone()])?;
+        let lse = lse.map(|l| l.resource);
+        run(1, rows, lse.into_iter().chain([scores.clone()]).collect())?;
+        run(2, rows * u64::from(s.head_dim_v), vec![v.resource, o.resource, scores])
+    }
+
+    fn check_scratch<'a>(
+        &self,
+        scratch: Option<&'a wgpu::Buffer>,
+    ) -> Result<Option<&'a wgpu::Buffer>> {
+        let need = self.scratch_bytes();
+        if need == 0 && self.options.algorithm == Algorithm::Flash {
+            return Ok(None);
+        }
+        let Some(buffer) = scratch else {
+            return Err(Error::argument(OP, "scratch", format!("needs {need} bytes, none given")));
+        };
+        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(Error::Usage {
+                op: OP,
+                what: "scratch",
+                missing: wgpu::BufferUsages::STORAGE,
+            });
+        }
+        if buffer.size() < need.max(4) {
+            return Err(Error::OutOfRange {
+                op: OP,
+                what: "scratch",
+                end: need,
+                size: buffer.size(),
+            });
+        }
+        Ok(Some(buffer))
+    }
+}
+
+/// A vector of heads without an offset in the kernel: bound where it begins.
+fn vector<'a>(
+    view: &TensorView<'a, 1>,
+    what: &'static str,
+    ctx: &Context,
+) -> Result<Resource<'a>> {
+    let bound = view.bind(OP, what, &ctx.caps)?;
+    if bound.offset != 0 {
+        let multiple = u64::from(ctx.caps.offset_alignment).max(16) / view.dtype.size();
+        return Err(Error::Misaligned {
+            op: OP,
+            what,
+            quantity: "the view's offset in elements",
+            multiple,
+            got: view.layout.offset,
+        });
+    }
+    Ok(bound.resource)
+}

@@ -1,0 +1,586 @@
+//! Checks, choice of tiles, kernels.
+
+use super::{
+    Algorithm, Attention, AttentionShape, CausalAlignment, MAX_HEAD_DIM, MAX_SEQ, Mask, OP,
+    SPLIT_KEYS, Split, Tiles, merge,
+};
+use crate::{
+    Caps, Context, DType, Error, Result, Tier,
+    element::TensorDecl,
+    shader::{Key, Source, source},
+};
+
+const FLASH: Source = source!("attention/flash.wgsl");
+const SCORES: Source = source!("attention/unfused_scores.wgsl");
+const SOFTMAX: Source = source!("attention/unfused_softmax.wgsl");
+const VALUES: Source = source!("attention/unfused_values.wgsl");
+
+/// A checked and compiled attention. Encode it as often as you like.
+#[derive(Clone, Debug)]
+pub struct AttentionPlan {
+    pub(super) shape: AttentionShape,
+    pub(super) options: Attention,
+    pub(super) tier: Tier,
+    pub(super) tiles: Tiles,
+    pub(super) scale: f32,
+    /// The device's own exp2 is dear.
+    soft_exp2: bool,
+    /// Lanes that load for their subgroup.
+    lanes: u32,
+    /// Keys staged at a time by the portable kernel.
+    tile_k: u32,
+    /// Keys of one part, where keys are shared out.
+    pub(super) split: Option<u32>,
+}
+
+/// What of a call changes the kernels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Variant {
+    /// Rows of q, of k and v, and of o start at multiples of four elements.
+    pub(super) aligned: [bool; 3],
+    pub(super) lse: bool,
+    /// The bias is f32, not the plan's type.
+    pub(super) bias_f32: bool,
+    pub(super) metric_aligned: bool,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self { aligned: [true; 3], lse: false, bias_f32: false, metric_aligned: true }
+    }
+}
+
+impl Attention {
+    /// Checks the problem, chooses tiles, compiles.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a size that is not accepted, [`Error::Value`] for an option out of its
+    /// range, [`Error::Argument`] for options that exclude each other, [`Error::Limit`] where the device or the integers are too small,
+    /// [`Error::Compile`], [`Error::DeviceLost`].
+    pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
+        let plan = self.design(&ctx.caps, shape)?;
+        for key in plan.keys(Variant::default()) {
+            ctx.kernel(key)?;
+        }
+        Ok(plan)
+    }
+
+    /// The checks and choices of [`Attention::plan`] without a device: nothing is compiled.
+    ///
+    /// # Errors
+    /// As [`Attention::plan`], but for those of the device.
+    pub fn design(&self, caps: &Caps, shape: AttentionShape) -> Result<AttentionPlan> {
+        check_shape(&shape)?;
+        let scale = self.scale.unwrap_or_else(|| {
+            #[expect(clippy::cast_possible_truncation, reason = "rounded once, from f64")]
+            let scale = f64::from(shape.head_dim).sqrt().recip() as f32;
+            scale
+        });
+        if !scale.is_finite() {
+            return Err(Error::value(OP, "scale", "a finite number", scale));
+        }
+        self.check_options(caps, &shape)?;
+        let split = self.split_keys(&shape);
+        let mut tiles = match self.tiles {
+            Some(tiles) => check_tiles(caps, &shape, tiles)?,
+            None => self.fit(caps, &shape, select_tiles(caps, &shape)),
+        };
+        if let Some(most) = self.most_block(&shape) {
+            if !tiles.block_k.is_power_of_two() || tiles.block_k > most {
+                return Err(Error::shape(
+                    OP,
+                    "tiles.block_k",
+                    format!("a power of two of at most {most}, for pages, scales and parts of keys"),
+                    tiles.block_k,
+                ));
+            }
+        }
+        let mut keys = longest(caps, &shape, self.algorithm, tiles);
+        let pass = split.unwrap_or(u32::MAX).min(shape.seq_k);
+        // longer blocks make fewer trips
+        while self.tiles.is_none() && u64::from(pass) > keys {
+            let longer = Tiles { block_k: tiles.block_k * 2, ..tiles };
+            match check_tiles(caps, &shape, longer) {
+                Ok(longer) if self.most_block(&shape).is_none_or(|most| longer.block_k <= most) => {
+                    tiles = longer;
+                }
+                _ => break,
+            }
+            keys = longest(caps, &shape, self.algorithm, tiles);
+        }
+        if u64::from(pass) > keys {
+            return Err(Error::Limit {
+                op: OP,
+                what: "keys in one pass on this driver",
+                need: pass.into(),
+                limit: keys,
+            });
+        }
+        let lanes = caps.subgroup.map_or(1, |(min, _)| min.min(32));
+        let tile_k = tile_k(caps, &shape, tiles);
+        let plan = AttentionPlan {
+            shape,
+            options: *self,
+            tier: caps.tier,
+            tiles,
+            scale,
+            soft_exp2: caps.cpu,
+            lanes,
+            tile_k,
+            split,
+        };
+        let [scores, _] = plan.scratch_parts();
+        if scores > caps.binding_size || plan.scratch_bytes() > caps.buffer_size {
+            return Err(Error::Limit {
+                op: OP,
+                what: "bytes of scratch",
+                need: plan.scratch_bytes(),
+                limit: caps.binding_size,
+            });
+        }
+        Ok(plan)
+    }
+
+    /// Ranges and combinations of the options.
+    fn check_options(&self, caps: &Caps, shape: &AttentionShape) -> Result<()> {
+        self.dtype.expect_float(OP)?;
+        if self.softcap.is_some_and(|cap| !(cap.is_finite() && cap > 0.0)) {
+            let got = self.softcap.unwrap_or_default();
+            return Err(Error::value(OP, "softcap", "a positive finite number", got));
+        }
+        let block = |what, value: Option<u32>, least: u32| match value {
+            Some(n) if n < least || !n.is_power_of_two() || n > 1 << 20 => Err(Error::value(
+                OP,
+                what,
+                format!("a power of two from {least} to {}", 1 << 20),
+                n,
+            )),
+            _ => Ok(()),
+        };
+        block("page_size", self.page_size, 1)?;
+        block("quantized", self.quantized, 16)?;
+        if let Split::Keys(keys) = self.split
+            && (keys == 0 || !keys.is_multiple_of(64))
+        {
+            return Err(Error::value(OP, "split", "a positive multiple of 64 keys", keys));
+        }
+        let exclude = |what, given: bool, problem: &str| match given {
+            true => Err(Error::argument(OP, what, problem)),
+            false => Ok(()),
+        };
+        exclude(
+            "page_size",
+            self.page_size.is_some() && !self.key_lengths,
+            "pages need key_lengths",
+        )?;
+        exclude(
+            "key_lengths",
+            self.key_lengths && self.packed && self.page_size.is_none(),
+            "packed keys have their lengths in cu_seqlens_k",
+        )?;
+        exclude(
+            "quantized",
+            self.quantized.is_some() && self.packed && self.page_size.is_none(),
+            "packed keys share no block of tokens between sequences; use pages",
+        )?;
+        if let (Some(tokens), Some(page)) = (self.quantized, self.page_size) {
+            exclude("quantized", tokens > page, "a scale for more tokens than a page has")?;
+        }
+        if self.packed && shape.batch > 1 {
+            return Err(Error::shape(OP, "batch", "1 for packed sequences", shape.batch));
+        }
+        let plain = Self {
+            mask: self.mask,
+            scale: self.scale,
+            dtype: self.dtype,
+            algorithm: self.algorithm,
+            tiles: self.tiles,
+            split: self.split,
+            ..Self::default()
+        };
+        exclude(
+            "algorithm",
+            self.algorithm == Algorithm::Unfused && *self != plain,
+            "the unfused kernels take a causal mask and a scale only",
+        )?;
+        // q, k, v, o, lse, and those asked for
+        let buffers = 5
+            + [self.alibi, self.bias, self.visible, self.sinks, self.metric, self.ragged()]
+                .iter()
+                .map(|&given| u32::from(given))
+                .sum::<u32>()
+            + 2 * u32::from(self.quantized.is_some());
+        if buffers > caps.storage_buffers {
+            return Err(Error::Limit {
+                op: OP,
+                what: "storage buffers in one kernel for these options",
+                need: buffers.into(),
+                limit: caps.storage_buffers.into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether a table says where sequences lie.
+    pub(super) fn ragged(&self) -> bool {
+        self.packed || self.key_lengths
+    }
+
+    /// The largest block of keys that pages, scales and parts allow; all are powers of two or
+    /// multiples of 64.
+    fn most_block(&self, shape: &AttentionShape) -> Option<u32> {
+        let parts = self.split_keys(shape).map(|_| 64);
+        [self.page_size, self.quantized, parts].into_iter().flatten().min()
+    }
+
+    /// Tiles whose blocks of keys fit pages, scales and parts, and that see few rows as few.
+    fn fit(&self, caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> Tiles {
+        let block_k = self.most_block(shape).map_or(tiles.block_k, |most| tiles.block_k.min(most));
+        let mut fitted = Tiles { block_k, ..tiles };
+        while fitted.queries > 1 && check_tiles(caps, shape, fitted).is_err() {
+            fitted.queries /= 2;
+        }
+        fitted
+    }
+
+    /// Keys of one part, if keys are shared out. Never a function of the batch or of the number of
+    /// keys: a row's bits must not depend on them.
+    fn split_keys(&self, shape: &AttentionShape) -> Option<u32> {
+        let few = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1)) <= 16;
+        match self.split {
+            _ if self.algorithm == Algorithm::Unfused => None,
+            Split::Auto => (few && !self.packed).then_some(SPLIT_KEYS),
+            Split::Never => None,
+            Split::Keys(keys) => Some(keys),
+        }
+    }
+
+    /// Tiles that [`Attention::tiles`] accepts for this problem on such a device, the planner's
+    /// choice first.
+    pub fn supported_tiles(caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
+        let first = select_tiles(caps, shape);
+        let mut all = vec![first];
+        for workgroup in [8, 16, 32, 64, 128, 256] {
+            for queries in [1, 2, 4, 8] {
+                for block_k in [1, 2, 4, 8, 16] {
+                    let tiles = Tiles { workgroup, queries, block_k };
+                    if tiles != first && check_tiles(caps, shape, tiles).is_ok() {
+                        all.push(tiles);
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+fn check_shape(s: &AttentionShape) -> Result<()> {
+    for (what, value) in [("heads", s.heads), ("heads_kv", s.heads_kv)] {
+        if value == 0 {
+            return Err(Error::shape(OP, what, "at least 1", 0));
+        }
+    }
+    for (what, value) in [("head_dim", s.head_dim), ("head_dim_v", s.head_dim_v)] {
+        if value == 0 || value > MAX_HEAD_DIM {
+            return Err(Error::shape(OP, what, format!("1 to {MAX_HEAD_DIM}"), value));
+        }
+    }
+    if !s.heads.is_multiple_of(s.heads_kv) {
+        return Err(Error::shape(
+            OP,
+            "heads",
+            format!("a multiple of heads_kv = {}", s.heads_kv),
+            s.heads,
+        ));
+    }
+    // positions are compared as i32 in the kernels
+    for (what, value) in [("seq_q", s.seq_q), ("seq_k", s.seq_k)] {
+        if value > MAX_SEQ {
+            return Err(Error::shape(OP, what, format!("at most {MAX_SEQ}"), value));
+        }
+    }
+    let product = |dims: [u32; 4]| dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d.into()));
+    for dims in [
+        [s.batch, s.seq_q, s.heads, s.head_dim.max(s.head_dim_v)],
+        [s.batch, s.seq_k, s.heads_kv, s.head_dim.max(s.head_dim_v)],
+    ] {
+        let elements = product(dims).unwrap_or(u64::MAX);
+        if elements > u64::from(u32::MAX) {
+            return Err(Error::Limit {
+                op: OP,
+                what: "elements in one tensor",
+                need: elements,
+                limit: u32::MAX.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
+    let positive = t.workgroup > 0 && t.queries > 0 && t.block_k > 0;
+    // register tiles are written out: beyond this no compiler finishes
+    let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
+    let unrolled = u64::from(chunks) * u64::from(t.queries) * u64::from(t.block_k);
+    // lanes that speak for their subgroup must all be there
+    let whole = match (caps.tier, caps.subgroup) {
+        (Tier::Subgroup, Some((_, max))) => max,
+        _ => 1,
+    };
+    if !positive
+        || t.workgroup > caps.invocations
+        || !t.workgroup.is_multiple_of(whole)
+        || unrolled > 8192
+    {
+        return Err(Error::shape(
+            OP,
+            "tiles",
+            format!(
+                "positive, workgroup a multiple of {whole} and at most {}, queries * block_k at most {} \
+                 for these head sizes",
+                caps.invocations,
+                8192 / chunks
+            ),
+            format!("{t:?}"),
+        ));
+    }
+    Ok(t)
+}
+
+/// Keys that the portable kernel stages at a time: whole blocks that fit the workgroup memory that
+/// every device has.
+fn tile_k(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u32 {
+    let row = 16 * (shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4));
+    let fits = (caps.workgroup_storage.min(16_384) / row).min(64);
+    (fits / tiles.block_k * tiles.block_k).max(tiles.block_k)
+}
+
+/// The most keys that one pass can visit within the driver's loop trips.
+fn longest(caps: &Caps, shape: &AttentionShape, algorithm: Algorithm, tiles: Tiles) -> u64 {
+    let (block, tile) = (u64::from(tiles.block_k), u64::from(tile_k(caps, shape, tiles)));
+    match (algorithm, caps.tier) {
+        // three loops over a row
+        (Algorithm::Unfused, _) => caps.loop_trips / 3,
+        (Algorithm::Flash, Tier::Subgroup) => caps.loop_trips.saturating_mul(block),
+        // a trip for each tile and one for each block in it
+        (Algorithm::Flash, Tier::Portable) => {
+            (caps.loop_trips / (tile / block + 1)).saturating_mul(tile)
+        }
+    }
+}
+
+/// Tiles for a problem on a device. Pure.
+///
+/// On a CPU a register tile of four queries pays for each broadcast or load, and a workgroup of
+/// one subgroup wastes least at a causal edge; on a GPU registers are scarce and one query for
+/// each invocation keeps them. Wide heads take fewer queries.
+fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
+    let wide = shape.head_dim.max(shape.head_dim_v);
+    let queries = match (caps.cpu, wide) {
+        (true, ..=64) => 4,
+        (true, ..=128) => 2,
+        _ => 1,
+    };
+    let block_k = match (caps.cpu, wide) {
+        (true, ..=32) => 4,
+        (true, ..=64) => 2,
+        (_, ..=64) => 4,
+        (_, ..=256) => 2,
+        _ => 1,
+    };
+    let widest = caps.subgroup.map_or(32, |(_, max)| max);
+    let workgroup = match (caps.cpu, caps.tier) {
+        (true, Tier::Subgroup) => widest,
+        // rows staged in workgroup memory serve more queries
+        (true, Tier::Portable) => 32,
+        (false, _) => widest.max(64),
+    };
+    let workgroup = workgroup.min(caps.invocations);
+    // no more rows to an invocation than there are: a short problem compiles faster, too
+    let rows = shape.seq_q.saturating_mul(shape.heads / shape.heads_kv.max(1));
+    let queries = queries.min(rows.div_ceil(workgroup.max(1)).max(1).next_power_of_two());
+    Tiles { workgroup, queries, block_k }
+}
+
+impl AttentionPlan {
+    /// The problem.
+    pub fn shape(&self) -> AttentionShape {
+        self.shape
+    }
+
+    /// How the work is cut.
+    pub fn tiles(&self) -> Tiles {
+        self.tiles
+    }
+
+    /// Which kernels run.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Bytes of scratch that [`AttentionArgs::scratch`](super::AttentionArgs::scratch) must have.
+    ///
+    /// 0 without a split or [`Algorithm::Unfused`]; with a split
+    /// `4 * (head_dim_v rounded up to 4 + 1)` for each row and part.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.scratch_parts().iter().fold(0, |sum: u64, &part| sum.saturating_add(part))
+    }
+
+    /// Bytes of scores or partial outputs, and of partial LSEs. Each a multiple of 256, the largest
+    /// alignment of a binding.
+    pub(super) fn scratch_parts(&self) -> [u64; 2] {
+        let s = self.shape;
+        let bytes = |factors: &[u32]| {
+            let product = factors.iter().fold(4u64, |n, &d| n.saturating_mul(d.into()));
+            product.checked_next_multiple_of(256).unwrap_or(u64::MAX)
+        };
+        if self.options.algorithm == Algorithm::Unfused {
+            return [bytes(&[s.batch, s.heads, s.seq_q, s.seq_k]), 0];
+        }
+        let parts = self.split.map_or(0, |_| self.parts());
+        let rows = |width: u32| bytes(&[s.batch, s.seq_q, s.heads, parts, width]);
+        [rows(s.head_dim_v.next_multiple_of(4)), rows(1)]
+    }
+
+    /// The most parts that a row's keys are cut into.
+    pub(super) fn parts(&self) -> u32 {
+        self.split.map_or(1, |keys| self.shape.seq_k.div_ceil(keys).max(1))
+    }
+
+    /// The text of each kernel, for aligned views and without LSE.
+    pub fn wgsl(&self) -> Vec<String> {
+        self.keys(Variant::default()).iter().map(Key::wgsl).collect()
+    }
+
+    /// File, entry point and constants of each kernel, for profilers.
+    pub fn label(&self) -> String {
+        self.keys(Variant::default()).iter().map(Key::label).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Keys of the kernels, in the order of their dispatches.
+    pub(super) fn keys(&self, variant: Variant) -> Vec<Key> {
+        let (s, op) = (self.shape, self.options);
+        let dtype = op.dtype;
+        let f32_decl =
+            |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
+        let number = |x: u32| format!("{x}u");
+        if op.algorithm == Algorithm::Unfused {
+            let scalar = |name: &'static str| (name, Some(TensorDecl { dtype, vec4: false }));
+            let scores = ("scores", f32_decl(true));
+            let causal = (op.mask != Mask::None).to_string();
+            return vec![
+                Key {
+                    source: SCORES,
+                    entry: "unfused_scores",
+                    spec: vec![("HEAD_DIM", number(s.head_dim))],
+                    tensors: vec![scalar("q"), scalar("k"), scores],
+                },
+                Key {
+                    source: SOFTMAX,
+                    entry: "unfused_softmax",
+                    spec: vec![("CAUSAL", causal.clone())],
+                    tensors: vec![("lse", f32_decl(variant.lse)), scores],
+                },
+                Key {
+                    source: VALUES,
+                    entry: "unfused_values",
+                    spec: vec![("HEAD_DIM_V", number(s.head_dim_v)), ("CAUSAL", causal)],
+                    tensors: vec![scalar("v"), scalar("o"), scores],
+                },
+            ];
+        }
+        let mut keys = vec![self.flash_key(variant)];
+        if self.split.is_some() {
+            keys.push(merge::key(
+                s.head_dim_v,
+                [TensorDecl { dtype: DType::F32, vec4: true }, self.output(variant)],
+                variant.lse,
+                op.ragged(),
+            ));
+        }
+        keys
+    }
+
+    fn output(&self, variant: Variant) -> TensorDecl {
+        let vec4 = variant.aligned[2] && self.shape.head_dim_v.is_multiple_of(4);
+        TensorDecl { dtype: self.options.dtype, vec4 }
+    }
+
+    fn flash_key(&self, variant: Variant) -> Key {
+        let (s, t, op) = (self.shape, self.tiles, self.options);
+        let f32_decl =
+            |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
+        let number = |x: u32| format!("{x}u");
+        let split = self.split.is_some();
+        let (d4, dv4) = (s.head_dim.div_ceil(4), s.head_dim_v.div_ceil(4));
+        let kv_dtype = if op.quantized.is_some() { DType::I8 } else { op.dtype };
+        let decl = |dtype, aligned: bool, dim: u32| {
+            Some(TensorDecl { dtype, vec4: aligned && dim.is_multiple_of(4) })
+        };
+        let o = match split {
+            true => Some(TensorDecl { dtype: DType::F32, vec4: true }),
+            false => Some(self.output(variant)),
+        };
+        let metric = TensorDecl {
+            dtype: DType::F32,
+            vec4: variant.metric_aligned && s.head_dim.is_multiple_of(4),
+        };
+        let bias_dtype = if variant.bias_f32 { DType::F32 } else { op.dtype };
+        let tensors = vec![
+            ("q", decl(op.dtype, variant.aligned[0], s.head_dim)),
+            ("k", decl(kv_dtype, variant.aligned[1], s.head_dim)),
+            ("v", decl(kv_dtype, variant.aligned[1], s.head_dim_v)),
+            ("o", o),
+            ("lse", f32_decl(variant.lse || split)),
+            ("slopes", f32_decl(op.alibi)),
+            ("bias", op.bias.then_some(TensorDecl { dtype: bias_dtype, vec4: false })),
+            ("mask", op.visible.then_some(TensorDecl { dtype: DType::U8, vec4: false })),
+            ("sinks", f32_decl(op.sinks)),
+            ("k_scale", f32_decl(op.quantized.is_some())),
+            ("v_scale", f32_decl(op.quantized.is_some())),
+            ("metric", op.metric.then_some(metric)),
+        ];
+        let (left, right) = op.reach();
+        let bounded = |keys: i64| keys < i64::from(MAX_SEQ);
+        // with bounds no later than the ends of the keys, every row sees every key of a whole block
+        let whole = s.seq_k.is_multiple_of(t.block_k) && !op.ragged();
+        let partial = bounded(left) || bounded(right) || op.bias || op.visible || !whole;
+        let lanes = self.lanes;
+        let subgroup = self.tier == Tier::Subgroup;
+        let spec = vec![
+            ("HEAD_DIM", number(s.head_dim)),
+            ("HEAD_DIM_V", number(s.head_dim_v)),
+            ("D4", number(d4)),
+            ("DV4", number(dv4)),
+            ("WORKGROUP", number(t.workgroup)),
+            ("QUERIES", number(t.queries)),
+            ("BLOCK_K", number(t.block_k)),
+            ("SUBGROUP", subgroup.to_string()),
+            ("LANES", number(lanes)),
+            ("K_REGS", number((t.block_k * d4).div_ceil(lanes))),
+            ("V_REGS", number((t.block_k * dv4).div_ceil(lanes))),
+            ("TILE_K", number(self.tile_k)),
+            ("STAGED", (!subgroup && self.tile_k > t.block_k).to_string()),
+            ("K_STAGE", number((self.tile_k * d4).div_ceil(t.workgroup))),
+            ("V_STAGE", number((self.tile_k * dv4).div_ceil(t.workgroup))),
+            ("RIGHT_BOUND", bounded(right).to_string()),
+            ("LEFT_BOUND", bounded(left).to_string()),
+            ("BOTTOM_RIGHT", (op.alignment() == CausalAlignment::BottomRight).to_string()),
+            ("PARTIAL", partial.to_string()),
+            ("SOFTCAP", op.softcap.is_some().to_string()),
+            ("ALIBI", op.alibi.to_string()),
+            ("BIAS", op.bias.to_string()),
+            ("MASK", op.visible.to_string()),
+            ("SINKS", op.sinks.to_string()),
+            ("METRIC", op.metric.to_string()),
+            ("RAGGED", op.ragged().to_string()),
+            ("PAGED", op.page_size.is_some().to_string()),
+            ("PAGE", number(op.page_size.unwrap_or(1))),
+            ("QUANTIZED", op.quantized.is_some().to_string()),
+            ("SCALE_BLOCK", number(op.quantized.unwrap_or(1))),
+            ("SPLIT", split.to_string()),
+            ("SOFT_EXP2", self.soft_exp2.to_string()),
+        ];
+        Key { source: FLASH, entry: "flash", spec, tensors }
+    }
+}
