@@ -280,7 +280,9 @@ impl TensorDecl {
         // the sign is spread by an arithmetic shift from the top
         let (load, load4) = if self.dtype == DType::I8 {
             (
-                format!("return f32(bitcast<i32>({name}[i >> 2u] << (24u - (i & 3u) * 8u)) >> 24u);"),
+                format!(
+                    "return f32(bitcast<i32>({name}[i >> 2u] << (24u - (i & 3u) * 8u)) >> 24u);"
+                ),
                 format!(
                     "let w = {name}[i >> 2u]; return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(w << 24u, w << 16u, w << 8u, w)) >> vec4<u32>(24u));"
                 ),

@@ -101,7 +101,8 @@ impl Inputs {
             let top = all().fold(f32::MIN, f32::max);
             let sum: f32 = all().map(|x| (x - top).exp()).sum();
             for c in 0..dv {
-                let part = |(j, x): &(usize, f32)| (x - top).exp() / sum * self.v[place(*j) * dv + c];
+                let part =
+                    |(j, x): &(usize, f32)| (x - top).exp() / sum * self.v[place(*j) * dv + c];
                 o[at * dv + c] = scores.iter().map(part).sum();
             }
         }
@@ -601,12 +602,7 @@ fn latent_keys() {
         let scratch = scratch(ctx, plan.scratch_bytes());
         let args = AttentionArgs {
             scratch: Some(&scratch),
-            ..AttentionArgs::new(
-                tq.view(),
-                cache.view(),
-                cache.view_as(values).unwrap(),
-                o.view(),
-            )
+            ..AttentionArgs::new(tq.view(), cache.view(), cache.view_as(values).unwrap(), o.view())
         };
         run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
         let v = kv.chunks(576).flat_map(|row| row[..512].to_vec()).collect();
@@ -772,9 +768,7 @@ fn decoding_does_not_depend_on_the_batch() {
             };
             run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
             let out: Vec<f32> = o.download(ctx).unwrap();
-            out.chunks((h * d) as usize)
-                .map(|x| x.iter().map(|x| x.to_bits()).collect())
-                .collect()
+            out.chunks((h * d) as usize).map(|x| x.iter().map(|x| x.to_bits()).collect()).collect()
         };
         let all = decode(&[0, 1, 2, 3, 4]);
         for b in 0..5 {
@@ -802,19 +796,17 @@ fn merged_shards_are_the_whole() {
             let up = |x: &[f32], dims: [u32; 4]| {
                 upload_as(ctx, Layout::contiguous(dims), x, dtype).unwrap()
             };
-            let (tq, tk, tv) = (up(&q, [2, 33, 4, d]), up(&k, [2, 90, 2, d]), up(&v, [2, 90, 2, d]));
+            let (tq, tk, tv) =
+                (up(&q, [2, 33, 4, d]), up(&k, [2, 90, 2, d]), up(&v, [2, 90, 2, d]));
             let parts = Tensor::zeros(ctx, [3, 2, 33, 4, d], dtype).unwrap();
             let lses = Tensor::zeros(ctx, [3, 2, 4, 33], DType::F32).unwrap();
             // a causal mask of the whole: rows before a shard's first key see none of it
-            for (part, (first, length)) in [(0u32, 20u32), (20, 15), (35, 55)].into_iter().enumerate()
+            for (part, (first, length)) in
+                [(0u32, 20u32), (20, 15), (35, 55)].into_iter().enumerate()
             {
                 let part = part as u64;
-                let op = Attention {
-                    visible: true,
-                    dtype,
-                    split: Split::Never,
-                    ..Default::default()
-                };
+                let op =
+                    Attention { visible: true, dtype, split: Split::Never, ..Default::default() };
                 let shard = shape(2, [33, length], [4, 2], [d, d]);
                 let mask: Vec<f32> = (0..33 * length)
                     .map(|i| f32::from(u8::from(first + i % length <= i / length)))
@@ -872,11 +864,9 @@ fn pairs_of_keys() {
     for device in devices() {
         let ctx = &device.ctx;
         let mut rng = Rng(25);
-        for (causal, dims, dtype) in [
-            (false, [16, 16], DType::F32),
-            (true, [16, 8], DType::F16),
-            (true, [5, 3], DType::F32),
-        ] {
+        for (causal, dims, dtype) in
+            [(false, [16, 16], DType::F32), (true, [16, 8], DType::F16), (true, [5, 3], DType::F32)]
+        {
             let [d, dv] = dims;
             let (t, s1, s2, h, hk) = (9u32, 7u32, if causal { 9 } else { 6 }, 4u32, 2u32);
             let tensor = |rng: &mut Rng, n: u32, h: u32, d: u32| {
@@ -1080,8 +1070,7 @@ fn hidden_nan_never_reaches_an_output() {
             let rows = &o.read(ctx)[..23 * 16];
             let first = AttentionShape { seq_q: 23, seq_k: 23, ..s };
             let inputs = Inputs { q: q.clone(), k: k.clone(), v: v.clone(), ..Default::default() };
-            let (want, _) =
-                inputs.reference(&first, &Attention { mask, ..Default::default() });
+            let (want, _) = inputs.reference(&first, &Attention { mask, ..Default::default() });
             assert!(rel_rms(rows, &want) < 1e-6, "{} {algorithm:?}", device.name);
         }
     }

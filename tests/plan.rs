@@ -302,9 +302,8 @@ fn bad_input() {
     list.push(("tiles too large", error, &["tiles", "at most 256", "4096"]));
     let mut counted = ctx.caps.clone();
     counted.loop_trips = 60_000;
-    let error = base
-        .plan(&ctx.with_caps(counted), AttentionShape { seq_k: 1 << 27, ..SHAPE })
-        .unwrap_err();
+    let error =
+        base.plan(&ctx.with_caps(counted), AttentionShape { seq_k: 1 << 27, ..SHAPE }).unwrap_err();
     list.push((
         "more keys than the driver's loops",
         error,
@@ -313,11 +312,7 @@ fn bad_input() {
     let unfused = Attention { algorithm: Algorithm::Unfused, ..Default::default() };
     let error =
         unfused.plan(&ctx, AttentionShape { seq_q: 20_000, seq_k: 20_000, ..SHAPE }).unwrap_err();
-    list.push((
-        "scores past a binding",
-        error,
-        &["bytes of scratch", "6400000000", "134217728"],
-    ));
+    list.push(("scores past a binding", error, &["bytes of scratch", "6400000000", "134217728"]));
 
     // encode: views
     list.push((
@@ -513,8 +508,7 @@ fn bad_input() {
         ("a page table too short", &[0, 1], &["page_table", "1 sequences of 4 pages"]),
     ] {
         let plan = paged.plan(&ctx, SHAPE).unwrap();
-        let mut args =
-            AttentionArgs::new(t.q.view(), cache.view(), cache.view(), t.o.view());
+        let mut args = AttentionArgs::new(t.q.view(), cache.view(), cache.view(), t.o.view());
         (args.key_lengths, args.page_table) = (Some(&[4][..]), Some(table));
         list.push((name, plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap_err(), words));
     }
@@ -569,8 +563,7 @@ fn noop_without_subgroups() -> Context {
 fn each_error_is_its_own_variant() {
     let ctx = noop();
     let t = tensors(&ctx);
-    let plan =
-        Attention { split: Split::Never, ..Default::default() }.plan(&ctx, SHAPE).unwrap();
+    let plan = Attention { split: Split::Never, ..Default::default() }.plan(&ctx, SHAPE).unwrap();
     let shared =
         refused(&ctx, &plan, &t, |a| a.o = t.k.view_as(t.o.view().layout).unwrap_or(t.q.view()));
     assert!(matches!(shared, Error::SharedBuffer { .. }), "{shared:?}");
@@ -586,8 +579,7 @@ fn each_error_is_its_own_variant() {
 fn a_destroyed_device_is_an_error_everywhere() {
     let ctx = noop();
     let t = tensors(&ctx);
-    let plan =
-        Attention { split: Split::Never, ..Default::default() }.plan(&ctx, SHAPE).unwrap();
+    let plan = Attention { split: Split::Never, ..Default::default() }.plan(&ctx, SHAPE).unwrap();
     ctx.device.destroy();
     let lost = |result: Result<(), Error>| {
         let error = result.unwrap_err();

@@ -99,9 +99,10 @@ struct Params {
     // pieces of work, and first record of a sequence, in the table
     items: u32,
     records: u32,
+    // 0: no LSE is wanted. No constant, for the kernel is the same and compiled once.
+    lse_wanted: u32,
     unused_0: u32,
     unused_1: u32,
-    unused_2: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load(i: u32) -> f32 { return q[i >> 2u][i & 3u]; } fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
@@ -502,7 +503,9 @@ fn flash(
             // m is in base 2; -inf for a row that sees nothing
             let value = m[I] * 0.6931471805599453 + log(select(l[I], 1.0, empty));
             let at_lse = batch * params.lse.x + head[I] * params.lse.y + (q_start + row[I]) * params.lse.z + params.lse.w + split * params.lse_split;
-            lse_store_bits(at_lse, select(bitcast<u32>(value), 0xff800000u, empty));
+            if params.lse_wanted != 0u {
+                lse_store_bits(at_lse, select(bitcast<u32>(value), 0xff800000u, empty));
+            }
         }
     }
     // @end

@@ -175,10 +175,9 @@ impl KvAppendPlan {
             label: Some(OP),
             timestamp_writes: None,
         });
-        for (names, src, dst) in [
-            (["k", "k_pages"], &args.k, &args.k_pages),
-            (["v", "v_pages"], &args.v, &args.v_pages),
-        ] {
+        for (names, src, dst) in
+            [(["k", "k_pages"], &args.k, &args.k_pages), (["v", "v_pages"], &args.v, &args.v_pages)]
+        {
             let dim = src.layout.shape[3];
             let items = self.items(dim)?;
             let aligned = [src.layout.is_multiple_of(4), dst.layout.is_multiple_of(4)];
@@ -234,7 +233,10 @@ impl KvAppendPlan {
                     return Err(Error::value(
                         OP,
                         "first",
-                        format!("rows below {} for {width} pages", width as u64 * u64::from(s.page_size)),
+                        format!(
+                            "rows below {} for {width} pages",
+                            width as u64 * u64::from(s.page_size)
+                        ),
                         format!("row {row} of sequence {b}"),
                     ));
                 };

@@ -41,7 +41,8 @@ struct Params {
     lse_split: u32,
     items: u32,
     records: u32,
-    unused: [u32; 3],
+    lse_wanted: u32,
+    unused: [u32; 2],
 }
 
 // Must match `Params` in shaders/attention/unfused_*.wgsl (tested).
@@ -138,7 +139,7 @@ impl AttentionPlan {
     /// an argument is refused.
     ///
     /// Views whose rows do not start at multiples of four elements are read one element at a time,
-    /// by a kernel that the first such call compiles; so is a kernel that writes the LSE.
+    /// by a kernel that the first such call compiles.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
@@ -218,12 +219,7 @@ impl AttentionPlan {
             && view.dtype != op.dtype
             && view.dtype != DType::F32
         {
-            return Err(Error::DType {
-                op: OP,
-                what: "bias",
-                expected: op.dtype,
-                got: view.dtype,
-            });
+            return Err(Error::DType { op: OP, what: "bias", expected: op.dtype, got: view.dtype });
         }
         if let Some(view) = visible
             && view.dtype != DType::U8
@@ -272,8 +268,11 @@ impl AttentionPlan {
         table: &Table,
     ) -> Result<()> {
         let (s, op, caps) = (self.shape, &self.options, &ctx.caps);
-        let kernels =
-            self.keys(variant).into_iter().map(|key| ctx.kernel(key)).collect::<Result<Vec<_>>>()?;
+        let kernels = self
+            .keys(variant)
+            .into_iter()
+            .map(|key| ctx.kernel(key))
+            .collect::<Result<Vec<_>>>()?;
         let group = s.heads / s.heads_kv;
         let rows_q = u64::from(s.seq_q) * u64::from(group);
         let rows = u64::from(self.tiles.workgroup) * u64::from(self.tiles.queries);
@@ -289,7 +288,9 @@ impl AttentionPlan {
         let parts = self.parts();
         let items = match op.ragged() {
             true => u64::from(table.items),
-            false => [s.batch, blocks_q, parts].iter().fold(1, |n: u64, &d| n.saturating_mul(d.into())),
+            false => {
+                [s.batch, blocks_q, parts].iter().fold(1, |n: u64, &d| n.saturating_mul(d.into()))
+            }
         };
         let groups = items.saturating_mul(s.heads_kv.into());
         let (left, right) = op.reach();
@@ -312,7 +313,13 @@ impl AttentionPlan {
             split_keys: self.split.unwrap_or(0),
             items: table.items,
             records: table.records,
+            lse_wanted: u32::from(args.lse.is_some() || self.split.is_some()),
             ..Params::default()
+        };
+        // a binding that nothing is written to
+        let no_lse = match args.lse.is_none() && self.split.is_none() {
+            true => Some(ctx.create_buffer(OP, 16, wgpu::BufferUsages::STORAGE)?),
+            false => None,
         };
         let mut resources = Vec::new();
         let q = args.q.bind(OP, "q", caps)?;
@@ -364,7 +371,11 @@ impl AttentionPlan {
                 params.o = o_place;
                 params.lse = lse_place;
                 resources.push(o.resource.clone());
-                resources.extend(lse.as_ref().map(|l| l.resource.clone()));
+                resources.push(match (&lse, &no_lse) {
+                    (Some(lse), _) => lse.resource.clone(),
+                    (None, Some(buffer)) => buffer.as_entire_binding(),
+                    (None, None) => return Err(Error::argument(OP, "lse", "no place for it")),
+                });
             }
         }
         if let Some(view) = &args.slopes {
@@ -467,8 +478,11 @@ impl AttentionPlan {
             blocks_q: 0,
             groups: 0,
         };
-        let kernels =
-            self.keys(variant).into_iter().map(|key| ctx.kernel(key)).collect::<Result<Vec<_>>>()?;
+        let kernels = self
+            .keys(variant)
+            .into_iter()
+            .map(|key| ctx.kernel(key))
+            .collect::<Result<Vec<_>>>()?;
         let scores = Resource::Buffer(wgpu::BufferBinding {
             buffer: scratch,
             offset: 0,
@@ -479,7 +493,15 @@ impl AttentionPlan {
             let count = items.div_ceil(64);
             params.groups = u32::try_from(items).unwrap_or(u32::MAX);
             let bytes = bytemuck::bytes_of(&params);
-            dispatch(ctx, pass, OP, &kernels[kernel], bytes, &resources, fold(OP, count, &ctx.caps)?)
+            dispatch(
+                ctx,
+                pass,
+                OP,
+                &kernels[kernel],
+                bytes,
+                &resources,
+                fold(OP, count, &ctx.caps)?,
+            )
         };
         let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.seq_q);
         run(0, rows * u64::from(s.seq_k), vec![q.resource, k.resource, scores.clone()])?;
@@ -519,11 +541,7 @@ impl AttentionPlan {
 }
 
 /// A vector of heads without an offset in the kernel: bound where it begins.
-fn vector<'a>(
-    view: &TensorView<'a, 1>,
-    what: &'static str,
-    ctx: &Context,
-) -> Result<Resource<'a>> {
+fn vector<'a>(view: &TensorView<'a, 1>, what: &'static str, ctx: &Context) -> Result<Resource<'a>> {
     let bound = view.bind(OP, what, &ctx.caps)?;
     if bound.offset != 0 {
         let multiple = u64::from(ctx.caps.offset_alignment).max(16) / view.dtype.size();

@@ -82,12 +82,7 @@ pub(super) struct Params {
 }
 
 /// The kernel for parts and an output so declared.
-pub(super) fn key(
-    head_dim_v: u32,
-    [parts, o]: [TensorDecl; 2],
-    lse: bool,
-    counted: bool,
-) -> Key {
+pub(super) fn key(head_dim_v: u32, [parts, o]: [TensorDecl; 2], lse: bool, counted: bool) -> Key {
     let plain = TensorDecl { dtype: DType::F32, vec4: false };
     Key {
         source: MERGE,

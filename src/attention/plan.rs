@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     Caps, Context, DType, Error, Result, Tier,
+    caps::UNROLLED,
     element::TensorDecl,
     shader::{Key, Source, source},
 };
@@ -90,7 +91,9 @@ impl Attention {
                 return Err(Error::shape(
                     OP,
                     "tiles.block_k",
-                    format!("a power of two of at most {most}, for pages, scales and parts of keys"),
+                    format!(
+                        "a power of two of at most {most}, for pages, scales and parts of keys"
+                    ),
                     tiles.block_k,
                 ));
             }
@@ -376,12 +379,15 @@ fn longest(caps: &Caps, shape: &AttentionShape, algorithm: Algorithm, tiles: Til
 /// each invocation keeps them. Wide heads take fewer queries.
 fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
     let wide = shape.head_dim.max(shape.head_dim_v);
-    let queries = match (caps.cpu, wide) {
+    // a compiler that unrolls badly gets the least to unroll
+    let slow = caps.unrolled < UNROLLED;
+    let queries = match (caps.cpu && !slow, wide) {
         (true, ..=64) => 4,
         (true, ..=128) => 2,
         _ => 1,
     };
     let block_k = match (caps.cpu, wide) {
+        _ if slow => 1 + u32::from(wide <= 128),
         (true, ..=32) => 4,
         (true, ..=64) => 2,
         (_, ..=64) => 4,
@@ -531,7 +537,7 @@ impl AttentionPlan {
             ("k", decl(kv_dtype, variant.aligned[1], s.head_dim)),
             ("v", decl(kv_dtype, variant.aligned[1], s.head_dim_v)),
             ("o", o),
-            ("lse", f32_decl(variant.lse || split)),
+            ("lse", f32_decl(true)),
             ("slopes", f32_decl(op.alibi)),
             ("bias", op.bias.then_some(TensorDecl { dtype: bias_dtype, vec4: false })),
             ("mask", op.visible.then_some(TensorDecl { dtype: DType::U8, vec4: false })),

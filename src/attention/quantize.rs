@@ -40,15 +40,13 @@ pub fn quantize(x: &[f32], shape: [u32; 4], block: u32) -> Result<Quantized> {
     let [batch, seq, heads, dim] = shape.map(|d| d as usize);
     let (block, blocks) = (block as usize, seq.div_ceil(block as usize));
     let place = |b: usize, t: usize, h: usize| ((b * seq + t) * heads + h) * dim;
-    let mut out =
-        Quantized { values: vec![0; x.len()], scales: vec![0.0; batch * heads * blocks] };
+    let mut out = Quantized { values: vec![0; x.len()], scales: vec![0.0; batch * heads * blocks] };
     for b in 0..batch {
         for h in 0..heads {
             for part in 0..blocks {
                 let tokens = part * block..((part + 1) * block).min(seq);
                 let rows = tokens.map(|t| place(b, t, h)..place(b, t, h) + dim);
-                let top =
-                    rows.clone().flat_map(|row| &x[row]).fold(0f32, |m, x| m.max(x.abs()));
+                let top = rows.clone().flat_map(|row| &x[row]).fold(0f32, |m, x| m.max(x.abs()));
                 let scale = top / 127.0;
                 out.scales[(b * heads + h) * blocks + part] = scale;
                 // all zeros, or too small to divide by
@@ -71,7 +69,8 @@ mod tests {
     #[test]
     fn errors_stay_within_half_a_step() {
         let shape = [2, 21, 3, 5];
-        let x: Vec<f32> = (0u16..2 * 21 * 3 * 5).map(|i| (f32::from(i) * 0.7).sin() * 3.0).collect();
+        let x: Vec<f32> =
+            (0u16..2 * 21 * 3 * 5).map(|i| (f32::from(i) * 0.7).sin() * 3.0).collect();
         let q = quantize(&x, shape, 8).unwrap();
         assert_eq!(q.scales.len(), 2 * 3 * 3);
         for (i, (&x, &v)) in x.iter().zip(&q.values).enumerate() {

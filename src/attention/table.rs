@@ -139,12 +139,7 @@ fn sequences(
 }
 
 /// First row and number of rows of each sequence.
-fn ranges(
-    what: &'static str,
-    bounds: &[u32],
-    end_name: &str,
-    end: u32,
-) -> Result<Vec<(u32, u32)>> {
+fn ranges(what: &'static str, bounds: &[u32], end_name: &str, end: u32) -> Result<Vec<(u32, u32)>> {
     if bounds.first() != Some(&0) {
         let got = bounds.first().map_or("an empty list".into(), u32::to_string);
         return Err(Error::value(OP, what, "0 as the first bound", got));

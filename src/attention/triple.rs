@@ -148,8 +148,7 @@ impl TripleAttention {
         // a trip for each first key, and for each block of second keys with it
         let trips = u64::from(s.seq_1) * (u64::from(s.seq_2.div_ceil(BLOCK)) + 1);
         limit("loop trips on this driver for seq_1 * seq_2 / 4", trips, caps.loop_trips)?;
-        let product =
-            |dims: &[u32]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d.into()));
+        let product = |dims: &[u32]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d.into()));
         let widest = s.head_dim.max(s.head_dim_v);
         for dims in [
             [s.batch, s.seq_q, s.heads, widest],
@@ -267,9 +266,8 @@ impl TriplePlan {
             scale: self.scale * std::f32::consts::LOG2_E,
             unused: 0,
         };
-        let whole = |views: &[&TensorView<'_, 4>]| {
-            views.iter().all(|view| view.layout.is_multiple_of(4))
-        };
+        let whole =
+            |views: &[&TensorView<'_, 4>]| views.iter().all(|view| view.layout.is_multiple_of(4));
         let aligned = [
             whole(&[&args.q, &args.k1, &args.k2]),
             whole(&[&args.v1, &args.v2]),

@@ -134,12 +134,10 @@ pub fn triple_attention(
     for at in 0..b * t * h {
         let (batch, row, head) = (at / (t * h), at / h % t, at % h);
         let head_kv = head / (h / hk);
-        let first = |x: &[f64], j: usize, c: usize, d: usize| {
-            x[((batch * n1 + j) * hk + head_kv) * d + c]
-        };
-        let second = |x: &[f64], k: usize, c: usize, d: usize| {
-            x[((batch * n2 + k) * hk + head_kv) * d + c]
-        };
+        let first =
+            |x: &[f64], j: usize, c: usize, d: usize| x[((batch * n1 + j) * hk + head_kv) * d + c];
+        let second =
+            |x: &[f64], k: usize, c: usize, d: usize| x[((batch * n2 + k) * hk + head_kv) * d + c];
         let seen = |n: usize| if options.causal { n.min(row + 1) } else { n };
         let pairs: Vec<(usize, usize)> =
             (0..seen(n1)).flat_map(|j| (0..seen(n2)).map(move |k| (j, k))).collect();

@@ -2,8 +2,8 @@
 
 use super::{Op, not_built, output, poisoned, submit, upload};
 use crate::attention::{
-    Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask, Merge, MergeArgs,
-    MergeShape, TripleArgs, TripleAttention, TripleShape, Window,
+    Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask, Merge,
+    MergeArgs, MergeShape, TripleArgs, TripleAttention, TripleShape, Window,
 };
 use crate::conformance::case::{Case, Data};
 use crate::conformance::run::{Outcome, Output, Stop};
@@ -65,10 +65,7 @@ fn window(case: &Case) -> Result<Window, Stop> {
 }
 
 /// The boolean mask of a case with its key mask, as far as there are any: one for the kernel.
-fn visible(
-    case: &Case,
-    s: &AttentionShape,
-) -> Result<Option<([u32; 4], Vec<u8>)>, Stop> {
+fn visible(case: &Case, s: &AttentionShape) -> Result<Option<([u32; 4], Vec<u8>)>, Stop> {
     let bytes = |name: &str| match case.tensor(name) {
         None => Ok(None),
         Some(tensor) => match &tensor.data {
@@ -77,9 +74,9 @@ fn visible(
         },
     };
     let four = |name: &str, shape: &[u32]| {
-        shape.try_into().map_err(|_| {
-            Stop::Refused(format!("{name}: expected 4 axes, got shape {shape:?}"))
-        })
+        shape
+            .try_into()
+            .map_err(|_| Stop::Refused(format!("{name}: expected 4 axes, got shape {shape:?}")))
     };
     let key_mask = bytes("in.key_mask")?;
     if let Some((shape, _)) = &key_mask
@@ -200,10 +197,7 @@ fn varlen(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
     // the cases have no axis for the batch
     let unbatched = |output: Output| Output { shape: output.shape[1..].to_vec(), ..output };
-    Ok(vec![
-        unbatched(output(ctx, "out.o", &o)?),
-        unbatched(output(ctx, "out.lse", &lse)?),
-    ])
+    Ok(vec![unbatched(output(ctx, "out.o", &o)?), unbatched(output(ctx, "out.lse", &lse)?)])
 }
 
 /// Latent attention: one key head, whose first channels are the values.
@@ -220,8 +214,7 @@ fn mla_decode(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         dtype,
         ..Default::default()
     };
-    let shape =
-        AttentionShape { batch, seq_q, seq_k, heads, heads_kv: 1, head_dim, head_dim_v };
+    let shape = AttentionShape { batch, seq_q, seq_k, heads, heads_kv: 1, head_dim, head_dim_v };
     let plan = options.plan(ctx, shape)?;
     let q = upload(ctx, [batch, heads, seq_q, head_dim], q, dtype)?;
     let kv = upload(ctx, [kv_batch, seq_k, 1, width], kv, dtype)?;
@@ -232,12 +225,7 @@ fn mla_decode(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     let args = AttentionArgs {
         lse: Some(lse.view()),
         scratch: scratch.as_ref(),
-        ..AttentionArgs::new(
-            heads_last(&q)?,
-            kv.view(),
-            kv.view_as(values)?,
-            heads_last(&o)?,
-        )
+        ..AttentionArgs::new(heads_last(&q)?, kv.view(), kv.view_as(values)?, heads_last(&o)?)
     };
     submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
     Ok(vec![output(ctx, "out.o", &o)?, output(ctx, "out.lse", &lse)?])
@@ -307,8 +295,7 @@ fn plga(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
 /// Mixture of heads: attention, whose heads are weighted token by token. The gates are of the model's
 /// router and are applied here.
 fn moh(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
-    let options =
-        Attention { scale: case.param_f32("scale")?, dtype, ..Default::default() };
+    let options = Attention { scale: case.param_f32("scale")?, dtype, ..Default::default() };
     let o = plain(ctx, case, options, None)?;
     let [batch, heads, seq, dim] = o.shape();
     let o = output(ctx, "out.o", &o)?;
@@ -344,7 +331,8 @@ fn moh(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
                 [2.0 * weights[0], 2.0 * weights[1]]
             }
         };
-        for (gate, weight) in always.iter_mut().zip(softmax(&shared_logits[token * shared..][..shared]))
+        for (gate, weight) in
+            always.iter_mut().zip(softmax(&shared_logits[token * shared..][..shared]))
         {
             *gate = (weight * shared as f64 * mix[0]) as f32;
         }
@@ -361,7 +349,8 @@ fn moh(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     for (at, x) in out.iter_mut().enumerate() {
         let (token, head, c) = (at / (heads * dim), at / dim % heads, at % dim);
         let (b, t) = (token / seq as usize, token % seq as usize);
-        *x = gates[token * heads + head] * o.data[((b * heads + head) * seq as usize + t) * dim + c];
+        *x =
+            gates[token * heads + head] * o.data[((b * heads + head) * seq as usize + t) * dim + c];
     }
     let wide = |width: usize| u32::try_from(width).unwrap_or(u32::MAX);
     Ok(vec![
@@ -392,8 +381,7 @@ fn triple(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         scale: case.param_f32("scale")?,
         dtype,
     };
-    let shape =
-        TripleShape { batch, seq_q, seq_1, seq_2, heads, heads_kv, head_dim, head_dim_v };
+    let shape = TripleShape { batch, seq_q, seq_1, seq_2, heads, heads_kv, head_dim, head_dim_v };
     let plan = op.plan(ctx, shape)?;
     let q = upload(ctx, q_shape, q, dtype)?;
     let k1 = upload(ctx, k1_shape, k1, dtype)?;
