@@ -574,18 +574,21 @@ fn v_row(base: u32, pages: u32, key: u32, chunk: u32) -> vec4<f32> {
     return v_load4n(at, min(4u, HEAD_DIM_V - chunk * 4u));
 }
 
-// tanh(x) to a few units in the last place near 0, where 1 - 2 / (e^2x + 1) has none left; safe for
-// every x. The polynomial is the series to x^13.
+// tanh(x) to a few units in the last place, safe for every x. Below 1 it is doubled from tanh(x / 2), for
+// which a series to the power 15 stands: 1 - 2 / (e^2x + 1) has few digits left there.
 fn tanh_fma(x: f32) -> f32 {
-    let y = x * x;
-    var p = fma(y, 0.003592128, -0.008863235);
+    let h = 0.5 * x;
+    let y = h * h;
+    var p = fma(y, -0.0014558344, 0.003592128);
+    p = fma(y, p, -0.008863235);
     p = fma(y, p, 0.021869488);
     p = fma(y, p, -0.053968254);
     p = fma(y, p, 0.13333333);
     p = fma(y, p, -0.33333333);
-    let small = fma(x * y, p, x);
-    // 2^(2 x log2(e)), with the argument kept where the result is 1 to f32
-    let e = exp2(clamp(abs(x), 0.0, 10.0) * 2.885390081777927);
+    let t = fma(h * y, p, h);
+    let small = 2.0 * t / fma(t, t, 1.0);
+    // the argument is kept where the result is 1 to f32
+    let e = exp2(min(abs(x), 10.0) * 2.885390081777927);
     let large = 1.0 - 2.0 / (e + 1.0);
     return select(select(large, -large, x < 0.0), small, y < 0.25);
 }
