@@ -306,7 +306,7 @@ impl AttentionPlan {
             left: reach(left),
             right: reach(right),
             scale: op.softcap.map_or(self.scale * log2_e, |cap| self.scale / cap),
-            softcap: op.softcap.unwrap_or(0.0) * log2_e,
+            softcap: op.softcap.unwrap_or(0.0),
             blocks_q,
             groups: number("workgroups", groups)?,
             splits: parts,
