@@ -5,7 +5,7 @@
 
 use tilewise::{
     Context, DType, Tensor,
-    attention::{Attention, AttentionArgs, AttentionShape, Mask},
+    attention::{Attention, AttentionArgs, AttentionShape},
     reference, wgpu,
 };
 

@@ -6,12 +6,12 @@ mod common;
 use common::{Device, Guarded, Rng, devices, rel_rms, rounded, run, to_f64, upload_as};
 use tilewise::{
     Caps, Context, DType, Error, Layout, Tensor, TensorView, Tier,
-    attention::{AttentionShape, Mask},
+    attention::{Attention, AttentionShape},
     neighborhood::{
         Algorithm, Border, KernelCost, MapView, NeighborhoodArgs, NeighborhoodAttention,
         NeighborhoodShape, NeighborhoodTiles, RelativeBias,
     },
-    reference::{self, NeighborhoodInputs, neighborhood_attention},
+    reference::{self, AttentionInputs, NeighborhoodInputs, neighborhood_attention},
 };
 
 const BOTH: [Algorithm; 2] = [Algorithm::Fused, Algorithm::Naive];
@@ -578,10 +578,10 @@ fn attends_within<const D: usize, const R: usize, const L: usize>(
             head_dim: s.head_dim,
             head_dim_v: s.head_dim_v,
         };
-        let scale = f64::from(s.head_dim).sqrt().recip();
         let (q, k, v) =
             (rows(&x.q, h * d, part), rows(&x.k, hk * d, part), rows(&x.v, hk * dv, part));
-        let (want, want_lse) = reference::attention(&plain, Mask::None, scale, &q, &k, &v);
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, ..Default::default() };
+        let (want, want_lse) = reference::attention(&plain, &Attention::default(), &inputs);
         all.extend(want);
         seen.extend(part.iter().flat_map(|&t| got[t * h * dv..][..h * dv].iter().copied()));
         // `[heads, tokens]` to the map's `[tokens, heads]`

@@ -86,17 +86,15 @@ impl Attention {
             Some(tiles) => check_tiles(caps, &shape, tiles)?,
             None => self.fit(caps, &shape, select_tiles(caps, &shape)),
         };
-        if let Some(most) = self.most_block(&shape) {
-            if !tiles.block_k.is_power_of_two() || tiles.block_k > most {
-                return Err(Error::shape(
-                    OP,
-                    "tiles.block_k",
-                    format!(
-                        "a power of two of at most {most}, for pages, scales and parts of keys"
-                    ),
-                    tiles.block_k,
-                ));
-            }
+        if let Some(most) = self.most_block(&shape)
+            && (!tiles.block_k.is_power_of_two() || tiles.block_k > most)
+        {
+            return Err(Error::shape(
+                OP,
+                "tiles.block_k",
+                format!("a power of two of at most {most}, for pages, scales and parts of keys"),
+                tiles.block_k,
+            ));
         }
         let mut keys = longest(caps, &shape, self.algorithm, tiles);
         let pass = split.unwrap_or(u32::MAX).min(shape.seq_k);

@@ -64,8 +64,11 @@ fn window(case: &Case) -> Result<Window, Stop> {
     Ok(Window { left, right })
 }
 
+/// Shape and bytes of a mask.
+type ByteMask = ([u32; 4], Vec<u8>);
+
 /// The boolean mask of a case with its key mask, as far as there are any: one for the kernel.
-fn visible(case: &Case, s: &AttentionShape) -> Result<Option<([u32; 4], Vec<u8>)>, Stop> {
+fn visible(case: &Case, s: &AttentionShape) -> Result<Option<ByteMask>, Stop> {
     let bytes = |name: &str| match case.tensor(name) {
         None => Ok(None),
         Some(tensor) => match &tensor.data {
@@ -334,14 +337,14 @@ fn moh(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         for (gate, weight) in
             always.iter_mut().zip(softmax(&shared_logits[token * shared..][..shared]))
         {
-            *gate = (weight * shared as f64 * mix[0]) as f32;
+            *gate = narrow(weight * shared as f64 * mix[0]);
         }
         let weights = softmax(&routed_logits[token * routed..][..routed]);
         let mut order: Vec<usize> = (0..routed).collect();
         order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
         let kept: f64 = order[..top].iter().map(|&i| weights[i]).sum();
         for &i in &order[..top] {
-            chosen[i] = (weights[i] / kept * top as f64 * mix[1]) as f32;
+            chosen[i] = narrow(weights[i] / kept * top as f64 * mix[1]);
         }
     }
     let dim = dim as usize;
@@ -357,6 +360,11 @@ fn moh(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         Output { name: "out.o".into(), shape: vec![batch, seq, wide(heads * dim)], data: out },
         Output { name: "out.gates".into(), shape: vec![batch, seq, wide(heads)], data: gates },
     ])
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "outputs are f32")]
+fn narrow(x: f64) -> f32 {
+    x as f32
 }
 
 fn softmax(x: &[f32]) -> Vec<f64> {
