@@ -15,7 +15,7 @@ use tilewise::{
         Decay, Form, LinearAttention, LinearAttentionArgs, LinearAttentionPlan,
         LinearAttentionShape, Update,
     },
-    measure::{median, multiply_add_peak, time},
+    measure::{copy_rate, median, multiply_add_peak, time},
     wgpu,
 };
 
@@ -23,6 +23,8 @@ struct Bench {
     ctx: Context,
     criterion: Criterion,
     peak: f64,
+    /// Bytes read and written in a second by a kernel that copies.
+    copy: f64,
     quick: bool,
 }
 
@@ -233,10 +235,11 @@ impl Bench {
         let d = f64::from(dim);
         let bytes = pairs * (2.0 * d * d + 5.0 * d) * 4.0;
         println!(
-            "  {:.0} us a step, {:.0} tokens/s, {:.2} GB/s of states, rows and outputs",
+            "  {:.0} us a step, {:.0} tokens/s, {:.2} GB/s of states, rows and outputs = {:.0} % of a copy",
             seconds * 1e6,
             f64::from(sequences) / seconds,
-            bytes / seconds * 1e-9
+            bytes / seconds * 1e-9,
+            100.0 * bytes / seconds / self.copy
         );
     }
 
@@ -278,17 +281,19 @@ fn main() {
     // `cargo test --benches`: each case once, small
     let quick = !std::env::args().any(|a| a == "--bench");
     let peak = multiply_add_peak(&ctx).expect("the peak");
+    let copy = copy_rate(&ctx).expect("the rate of a copy");
     let info = ctx.device.adapter_info();
     println!(
-        "{} ({} {}), {}; multiply-add peak {:.1} GFLOP/s",
+        "{} ({} {}), {}; multiply-add peak {:.1} GFLOP/s, copy {:.2} GB/s",
         info.name,
         info.driver,
         info.driver_info,
         ctx.caps.tier,
-        peak * 1e-9
+        peak * 1e-9,
+        copy * 1e-9
     );
     let criterion = Criterion::default().without_plots();
-    let mut bench = Bench { ctx, criterion, peak, quick };
+    let mut bench = Bench { ctx, criterion, peak, copy, quick };
 
     let lightning = |heads: u32| LinearAttention {
         decay: Decay::lightning(3, 24, heads).expect("heads"),

@@ -649,7 +649,7 @@ fn random_op(rng: &mut Rng) -> LinearAttention {
 /// form is held to the budget of the plain f32 loop on the same problem.
 #[test]
 fn forms_agree_on_random_problems() {
-    let (variants, shapes) = if common::slow() { (60, 40) } else { (9, 4) };
+    let (variants, shapes) = if common::slow() { (60, 40) } else { (9, rounds()) };
     for (d, Device { name, ctx }) in devices().iter().enumerate() {
         // sizes of heads are compiled in; lengths and batches are not
         let mut deal = Deal::new(d, 9);

@@ -198,9 +198,12 @@ impl LinearAttentionPlan {
     /// With `B` sequences, `H` heads, `K` features and `V` channels, and `N` the number of
     /// [segments](Self::segments), in bytes (each part rounded up to 256):
     /// - one workgroup for a whole sequence: 0, or `4 B H K V` where a call without a final state
-    ///   must keep one (recurrent, without order, or longer than one dispatch can walk);
-    /// - segments in parallel: `4 N B H (K V + K)` more;
+    ///   must keep one (recurrent, without order, longer than one dispatch can walk, or with a
+    ///   denominator, whose key sum may be asked for alone);
+    /// - segments in parallel: `4 N B H K V` more, and with a decay `4 N B H K`;
     /// - with a denominator: `8 B H K` more, and `4 N B H K` with segments.
+    ///
+    /// Besides, each dispatch has its parameters: some hundred bytes.
     pub fn scratch_bytes(&self) -> u64 {
         self.0.scratch(true).total
     }
