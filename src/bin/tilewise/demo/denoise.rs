@@ -48,7 +48,7 @@ pub(super) fn run(ctx: &Context, photograph: &RgbImage, out: &Path) -> Result<()
     let mut noise = Noise(SEED);
     let noisy: Vec<f32> = original.iter().map(|x| x + SIGMA * noise.normal() as f32).collect();
 
-    let (q, k) = queries_and_keys(&noisy);
+    let (q, k) = queries_and_keys(&noisy, SIZE, PATCH, WIDTH * SIGMA * SIGMA);
     let shape = AttentionShape {
         batch: 1,
         seq_q: CHUNK as u32,
@@ -76,7 +76,7 @@ pub(super) fn run(ctx: &Context, photograph: &RgbImage, out: &Path) -> Result<()
     line("speed", format!("{gflops:.1} GFLOP/s"));
 
     let path = out.join("denoise.png");
-    side_by_side(&[picture(&original), picture(&noisy), picture(&denoised)])
+    side_by_side(&[&original, &noisy, &denoised].map(|p| picture(p, SIZE)))
         .save(&path)
         .map_err(|e| format!("{}: {e}", path.display()))?;
     line("original, noisy, denoised", path.display());
@@ -91,37 +91,44 @@ pub(super) fn run(ctx: &Context, photograph: &RgbImage, out: &Path) -> Result<()
     Ok(())
 }
 
-/// Queries and keys `[PIXELS, HEAD_DIM]` of a picture `[SIZE, SIZE, 3]`.
+/// Queries and keys `[size * size, patch * patch * 3 + 1]` of a picture `[size, size, 3]`; `h^2` is
+/// `width` for each number of a patch.
 ///
 /// The mean patch is taken off first: distances do not change and the products stay small, where
 /// f32 is fine.
-fn queries_and_keys(picture: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let reach = (PATCH / 2) as isize;
+pub(super) fn queries_and_keys(
+    picture: &[f32],
+    size: usize,
+    patch: usize,
+    width: f32,
+) -> (Vec<f32>, Vec<f32>) {
+    let (pixels, features) = (size * size, patch * patch * 3);
+    let reach = (patch / 2) as isize;
     // mirrored at the border, the border itself not repeated
     let mirrored = |x: isize| {
-        let last = SIZE as isize - 1;
+        let last = size as isize - 1;
         (last - (last - x.abs()).abs()) as usize
     };
-    let mut patches = vec![0.0; PIXELS * FEATURES];
-    for (i, patch) in patches.chunks_exact_mut(FEATURES).enumerate() {
-        let (row, column) = ((i / SIZE) as isize, (i % SIZE) as isize);
+    let mut patches = vec![0.0; pixels * features];
+    for (i, patch) in patches.chunks_exact_mut(features).enumerate() {
+        let (row, column) = ((i / size) as isize, (i % size) as isize);
         let around = (-reach..=reach).flat_map(|dy| (-reach..=reach).map(move |dx| (dy, dx)));
         for (colours, (dy, dx)) in patch.chunks_exact_mut(3).zip(around) {
-            let at = mirrored(row + dy) * SIZE + mirrored(column + dx);
+            let at = mirrored(row + dy) * size + mirrored(column + dx);
             colours.copy_from_slice(&picture[at * 3..][..3]);
         }
     }
-    let mut mean = [0.0f64; FEATURES];
-    for patch in patches.chunks_exact(FEATURES) {
-        mean.iter_mut().zip(patch).for_each(|(m, &x)| *m += f64::from(x) / PIXELS as f64);
+    let mut mean = vec![0.0f64; features];
+    for patch in patches.chunks_exact(features) {
+        mean.iter_mut().zip(patch).for_each(|(m, &x)| *m += f64::from(x) / pixels as f64);
     }
-    for patch in patches.chunks_exact_mut(FEATURES) {
-        patch.iter_mut().zip(mean).for_each(|(x, m)| *x -= m as f32);
+    for patch in patches.chunks_exact_mut(features) {
+        patch.iter_mut().zip(&mean).for_each(|(x, m)| *x -= *m as f32);
     }
-    let h2 = WIDTH * FEATURES as f32 * SIGMA * SIGMA;
-    let mut q = Vec::with_capacity(PIXELS * HEAD_DIM);
-    let mut k = Vec::with_capacity(PIXELS * HEAD_DIM);
-    for patch in patches.chunks_exact(FEATURES) {
+    let h2 = width * features as f32;
+    let mut q = Vec::with_capacity(pixels * (features + 1));
+    let mut k = Vec::with_capacity(pixels * (features + 1));
+    for patch in patches.chunks_exact(features) {
         q.extend(patch);
         q.push(1.0);
         k.extend(patch.iter().map(|x| 2.0 * x / h2));
@@ -199,10 +206,10 @@ fn relative_rms_of_rows(
 }
 
 /// Values of 0 to 1 as a picture; what lies outside is clipped.
-fn picture(values: &[f32]) -> RgbImage {
+pub(super) fn picture(values: &[f32], size: usize) -> RgbImage {
     let byte = |x: f32| (x.clamp(0.0, 1.0) * 255.0).round() as u8;
-    RgbImage::from_fn(SIZE as u32, SIZE as u32, |x, y| {
-        let at = (y as usize * SIZE + x as usize) * 3;
+    RgbImage::from_fn(size as u32, size as u32, |x, y| {
+        let at = (y as usize * size + x as usize) * 3;
         Rgb([byte(values[at]), byte(values[at + 1]), byte(values[at + 2])])
     })
 }

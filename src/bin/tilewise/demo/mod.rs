@@ -2,6 +2,7 @@
 
 mod denoise;
 mod molecule;
+mod neighborhood;
 mod stream;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use crate::{Failure, adapter};
 
 /// Work on a photograph, a text and a molecule with each family of kernels, and check the results.
 ///
-/// Denoises by attention: every pixel looks at every other one. Streams a book through linear
+/// Denoises by attention: a part of the photograph where every pixel looks at every other one, and
+/// all of it where each looks around itself. Streams a book through linear
 /// attention and predicts each byte from what came before. Tells the atoms of a molecule apart by
 /// Gaunt products, however it is turned. Each part prints what it measured and compares itself with
 /// the f64 reference; the command fails if a part does not hold.
@@ -35,8 +37,12 @@ pub(crate) struct Args {
 /// One part: prints what it does, writes its pictures, returns an error if its check fails.
 type Part = fn(&Context, &RgbImage, &Path) -> Result<(), Failure>;
 
-const PARTS: [(&str, Part); 3] =
-    [("denoise", denoise::run), ("stream", stream::run), ("molecule", molecule::run)];
+const PARTS: [(&str, Part); 4] = [
+    ("denoise", denoise::run),
+    ("neighborhood", neighborhood::run),
+    ("stream", stream::run),
+    ("molecule", molecule::run),
+];
 
 /// Public domain; see assets/README.md.
 static PHOTOGRAPH: &[u8] = include_bytes!("../../../../assets/astronaut.png");
