@@ -51,6 +51,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // without a display, EGL complains of the missing folder on standard error, past every logger
+    if cfg!(unix) && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: no other thread exists yet.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
     // a machine without a display tells so through EGL at every start
     let filter = env_logger::Env::default().default_filter_or("error,wgpu_hal::gles::egl=off");
     env_logger::Builder::from_env(filter).init();
