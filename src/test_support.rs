@@ -5,3 +5,25 @@
 pub(crate) mod reflect;
 #[path = "../tests/common/uniformity.rs"]
 pub(crate) mod uniformity;
+
+/// Names and offsets of a struct's fields, and its size.
+macro_rules! fields {
+    ($type:ty: $($field:ident)*) => {
+        (
+            [$((stringify!($field), std::mem::offset_of!($type, $field))),*].to_vec(),
+            std::mem::size_of::<$type>(),
+        )
+    };
+}
+pub(crate) use fields;
+
+/// Asserts that `Params` of a kernel's text has these fields, offsets and size, see [`fields`].
+pub(crate) fn assert_params(wgsl: &str, (fields, size): (Vec<(&str, usize)>, usize)) {
+    let module = naga::front::wgsl::parse_str(wgsl).unwrap_or_else(|e| panic!("{e}"));
+    let found = reflect::struct_layout(&module, "Params");
+    let (last, members) = found.split_last().expect("a struct Params");
+    let members: Vec<_> =
+        members.iter().map(|(name, at, _)| (name.as_str(), *at as usize)).collect();
+    assert_eq!(members, fields);
+    assert_eq!(last.1 as usize, size);
+}

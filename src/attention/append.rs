@@ -266,3 +266,26 @@ impl KvAppendPlan {
         Ok(places)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{KvAppend, KvAppendPlan, KvAppendShape, Params};
+    use crate::test_support::{assert_params, fields};
+
+    #[test]
+    fn params_match() {
+        let shape = KvAppendShape {
+            batch: 1,
+            seq: 2,
+            heads_kv: 1,
+            head_dim: 8,
+            head_dim_v: 4,
+            pages: 3,
+            page_size: 4,
+        };
+        let plan = KvAppendPlan { shape, op: KvAppend::default() };
+        for wgsl in plan.wgsl() {
+            assert_params(&wgsl, fields!(Params: src dst seq heads items unused));
+        }
+    }
+}

@@ -42,7 +42,8 @@ struct Params {
     items: u32,
     records: u32,
     lse_wanted: u32,
-    unused: [u32; 2],
+    unused_0: u32,
+    unused_1: u32,
 }
 
 // Must match `Params` in shaders/attention/unfused_*.wgsl (tested).
@@ -554,4 +555,41 @@ fn vector<'a>(view: &TensorView<'a, 1>, what: &'static str, ctx: &Context) -> Re
         });
     }
     Ok(bound.resource)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Params, UnfusedParams};
+    use crate::{
+        Caps,
+        attention::{Algorithm, Attention, AttentionShape},
+        test_support::{assert_params, fields},
+    };
+
+    #[test]
+    fn params_match() {
+        let shape = AttentionShape::self_attention(1, 40, 2, 16);
+        let flash = Attention::default();
+        let unfused = Attention { algorithm: Algorithm::Unfused, ..flash };
+        for wgsl in flash.design(&Caps::minimum(), shape).unwrap().wgsl() {
+            assert_params(
+                &wgsl,
+                fields!(Params: q k v o lse bias mask k_scale v_scale metric seq_q seq_k head_groups pack group left right scale softcap blocks_q groups splits split_keys o_split lse_split items records lse_wanted unused_0 unused_1),
+            );
+        }
+        for wgsl in unfused.design(&Caps::minimum(), shape).unwrap().wgsl() {
+            assert_params(
+                &wgsl,
+                fields!(UnfusedParams: q k v o lse seq_q seq_k heads group diagonal scale blocks_q groups),
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "left == right")]
+    fn a_struct_that_does_not_match_is_seen() {
+        let shape = AttentionShape::self_attention(1, 40, 2, 16);
+        let wgsl = Attention::default().design(&Caps::minimum(), shape).unwrap().wgsl();
+        assert_params(&wgsl[0], fields!(UnfusedParams: q k v o lse seq_q));
+    }
 }

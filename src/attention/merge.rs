@@ -249,3 +249,22 @@ impl MergePlan {
         dispatch(ctx, pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, groups)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Merge, MergeShape, Params};
+    use crate::{
+        Caps,
+        test_support::{assert_params, fields},
+    };
+
+    #[test]
+    fn params_match() {
+        let shape = MergeShape { parts: 2, batch: 1, seq: 3, heads: 2, head_dim_v: 8 };
+        let plan = Merge::default().design(&Caps::minimum(), shape).unwrap();
+        assert_params(
+            &plan.wgsl()[0],
+            fields!(Params: o_parts lse_parts o lse o_part lse_part parts seq heads items counts unused),
+        );
+    }
+}

@@ -285,3 +285,31 @@ impl TriplePlan {
         dispatch(ctx, &mut pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, groups)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Params, TripleAttention, TripleShape};
+    use crate::{
+        Caps,
+        test_support::{assert_params, fields},
+    };
+
+    #[test]
+    fn params_match() {
+        let shape = TripleShape {
+            batch: 1,
+            seq_q: 2,
+            seq_1: 3,
+            seq_2: 4,
+            heads: 2,
+            heads_kv: 1,
+            head_dim: 8,
+            head_dim_v: 4,
+        };
+        let plan = TripleAttention::default().design(&Caps::minimum(), shape).unwrap();
+        assert_params(
+            &plan.wgsl()[0],
+            fields!(Params: q k1 k2 v1 v2 o lse seq_q seq_1 seq_2 heads group items scale unused),
+        );
+    }
+}
