@@ -8,9 +8,12 @@ use std::{cell::RefCell, time::Duration};
 use criterion::{Criterion, Throughput};
 use half::{bf16, f16};
 use tilewise::{
-    Context, DType, Element, Result, Tensor, Tier,
-    attention::{Algorithm, Attention, AttentionArgs, AttentionShape, CausalAlignment, Mask},
-    measure::{median, multiply_add_peak, time},
+    Context, DType, Element, Layout, Result, Tensor, Tier,
+    attention::{
+        Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask,
+        Window, quantize,
+    },
+    measure::{copy_rate, median, multiply_add_peak, time},
     reference, wgpu,
 };
 
@@ -189,9 +192,248 @@ fn main() -> Result<()> {
             println!("{n:>6} {:10} {causal:>16.2} {unfused:>18.1}", tier.name());
         }
     }
+    if filter.as_ref().is_none_or(|f| "options".contains(f.as_str())) {
+        let ctx = opened.with_tier(*tiers.last().unwrap_or(&Tier::Portable))?;
+        prefill(&ctx, quick)?;
+        decode(&ctx, quick)?;
+    }
     if std::env::args().skip(1).all(|a| a.starts_with('-')) {
         accuracy(&opened, &tiers, if quick { 64 } else { 1024 })?;
     }
+    Ok(())
+}
+
+/// A call with an option, timed turn about with a call without it.
+struct Call<'a> {
+    name: &'static str,
+    plan: AttentionPlan,
+    args: AttentionArgs<'a>,
+    flops: f64,
+    /// Bytes that must be read.
+    bytes: f64,
+}
+
+/// Times calls turn about and prints them; ratios are to the first, medians of the rounds.
+fn table(ctx: &Context, calls: &[Call<'_>], rounds: u32, copy: f64) -> Result<()> {
+    let mut samples = vec![Vec::new(); calls.len()];
+    let mut first = Vec::new();
+    for call in calls {
+        let started = std::time::Instant::now();
+        time(ctx, 1, |pass| call.plan.encode_pass(ctx, pass, &call.args))?;
+        first.push(started.elapsed());
+    }
+    let before = multiply_add_peak(ctx)?;
+    for _ in 0..rounds {
+        for (call, samples) in calls.iter().zip(&mut samples) {
+            samples
+                .push(time(ctx, 1, |pass| call.plan.encode_pass(ctx, pass, &call.args))?.seconds);
+        }
+    }
+    let peak = f64::midpoint(before, multiply_add_peak(ctx)?);
+    for (i, call) in calls.iter().enumerate() {
+        let mut ratios: Vec<f64> =
+            samples[i].iter().zip(&samples[0]).map(|(a, base)| a / base).collect();
+        let ratio = median(&mut ratios);
+        let seconds = median(&mut samples[i].clone());
+        println!(
+            "{:36} {:>9.2} {:>9.1} {:>7.1}% {:>8.2} {:>7.0}% {:>8.2} {:>8.2} s",
+            call.name,
+            seconds * 1e3,
+            call.flops / seconds / 1e9,
+            100.0 * call.flops / seconds / peak,
+            call.bytes / seconds / 1e9,
+            100.0 * call.bytes / seconds / copy,
+            ratio,
+            first[i].as_secs_f64()
+        );
+    }
+    Ok(())
+}
+
+fn head(title: &str) {
+    println!("\n{title}");
+    println!(
+        "{:36} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>10}",
+        "case", "ms", "GFLOP/s", "of peak", "GB/s", "of copy", "ratio", "first use"
+    );
+}
+
+/// Masks and windows against plain prefill, wider heads, grouped heads.
+fn prefill(ctx: &Context, quick: bool) -> Result<()> {
+    let n = if quick { 64 } else { 1024 };
+    let copy = copy_rate(ctx)?;
+    head("prefill with options, ratio to the first of each group");
+    let p = Problem::new::<f32>(ctx, AttentionShape::self_attention(1, n, 8, 64))?;
+    let base = Attention::default();
+    let slopes = Tensor::upload(ctx, [8], &[0.1f32; 8])?;
+    let bias = Tensor::upload(ctx, [1, 1, n, n], &values((n * n) as usize, 5))?;
+    let visible = Tensor::upload(ctx, [1, 1, n, n], &vec![1u8; (n * n) as usize])?;
+    let cu: Vec<u32> = (0..=8).map(|i| i * n / 8).collect();
+    let all = AttentionArgs::new(p.q.view(), p.k.view(), p.v.view(), p.o.view());
+    let window = |left| Window { left: Some(left), right: None };
+    let cases: Vec<(&'static str, Attention, AttentionArgs<'_>)> = vec![
+        ("b1 t1024 h8 d64", base, all),
+        ("  causal", Attention { mask: CAUSAL, ..base }, all),
+        ("  causal, window 512", Attention { mask: CAUSAL, window: window(n / 2), ..base }, all),
+        ("  causal, window 256", Attention { mask: CAUSAL, window: window(n / 4), ..base }, all),
+        ("  causal, window 128", Attention { mask: CAUSAL, window: window(n / 8), ..base }, all),
+        ("  softcap", Attention { softcap: Some(30.0), ..base }, all),
+        (
+            "  ALiBi",
+            Attention { alibi: true, ..base },
+            AttentionArgs { slopes: Some(slopes.view()), ..all },
+        ),
+        (
+            "  additive bias",
+            Attention { bias: true, ..base },
+            AttentionArgs { bias: Some(bias.view()), ..all },
+        ),
+        (
+            "  boolean mask",
+            Attention { visible: true, ..base },
+            AttentionArgs { visible: Some(visible.view()), ..all },
+        ),
+        (
+            "  packed, 8 of 128",
+            Attention { packed: true, ..base },
+            AttentionArgs { cu_seqlens_q: Some(&cu), cu_seqlens_k: Some(&cu), ..all },
+        ),
+    ];
+    let mut calls = Vec::new();
+    for (name, options, args) in cases {
+        let mut flops = options.flops(&p.shape);
+        if options.packed {
+            flops /= 8.0;
+        }
+        calls.push(Call { name, plan: options.plan(ctx, p.shape)?, args, flops, bytes: 0.0 });
+    }
+    table(ctx, &calls, if quick { 1 } else { 9 }, copy)?;
+
+    let n = if quick { 64 } else { 2048 };
+    for (name, name_causal, shape, dtype) in [
+        (
+            "b1 t2048 h16 d128",
+            "  causal",
+            AttentionShape::self_attention(1, n, 16, 128),
+            DType::F32,
+        ),
+        (
+            "b1 t2048 h16 d128 f16",
+            "  causal",
+            AttentionShape::self_attention(1, n, 16, 128),
+            DType::F16,
+        ),
+        (
+            "b1 t1024 h32 of 8 d128",
+            "  causal",
+            AttentionShape {
+                heads: 32,
+                heads_kv: 8,
+                ..AttentionShape::self_attention(1, n / 2, 32, 128)
+            },
+            DType::F32,
+        ),
+    ] {
+        let p = match dtype {
+            DType::F16 => Problem::new::<f16>(ctx, shape)?,
+            _ => Problem::new::<f32>(ctx, shape)?,
+        };
+        let args = AttentionArgs::new(p.q.view(), p.k.view(), p.v.view(), p.o.view());
+        let mut calls = Vec::new();
+        for (name, mask) in [(name, Mask::None), (name_causal, CAUSAL)] {
+            let options = Attention { mask, dtype, ..base };
+            let (plan, flops) = (options.plan(ctx, shape)?, options.flops(&shape));
+            calls.push(Call { name, plan, args, flops, bytes: 0.0 });
+        }
+        table(ctx, &calls, if quick { 1 } else { 2 }, copy)?;
+    }
+    Ok(())
+}
+
+/// One new token for each of 8 sequences: keys in a row, in pages, as bytes.
+fn decode(ctx: &Context, quick: bool) -> Result<()> {
+    let (batch, keys, page) = (8, if quick { 96 } else { 4096 }, 32);
+    let copy = copy_rate(ctx)?;
+    head("decoding, 8 sequences, 32 heads on 8 key heads of 128, 4096 keys");
+    let shape = AttentionShape {
+        batch,
+        seq_q: 1,
+        seq_k: keys,
+        heads: 32,
+        heads_kv: 8,
+        head_dim: 128,
+        head_dim_v: 128,
+    };
+    let p = Problem::new::<f32>(ctx, shape)?;
+    let base = Attention::default();
+    let pages = batch * keys / page;
+    let paged = Layout::contiguous([pages, page, 8, 128]);
+    let page_table: Vec<u32> = (0..pages).collect();
+    let lengths = vec![keys; batch as usize];
+    let scale_shape = [batch, 8, keys.div_ceil(page)];
+    let dims = p.k.shape();
+    let [(k8, ks), (v8, vs)] = [&p.data[1], &p.data[2]].map(|x| {
+        let q = quantize(x, dims, page).expect("finite values");
+        (q.values, q.scales)
+    });
+    let (k8, v8) = (Tensor::upload(ctx, dims, &k8)?, Tensor::upload(ctx, dims, &v8)?);
+    let (ks, vs) = (Tensor::upload(ctx, scale_shape, &ks)?, Tensor::upload(ctx, scale_shape, &vs)?);
+    let plan = base.plan(ctx, shape)?;
+    let scratch = Tensor::<1>::zeros(ctx, [(plan.scratch_bytes() / 4) as u32], DType::F32)?;
+    let all = AttentionArgs {
+        scratch: Some(scratch.buffer()),
+        ..AttentionArgs::new(p.q.view(), p.k.view(), p.v.view(), p.o.view())
+    };
+    let in_pages = AttentionArgs {
+        k: p.k.view_as(paged)?,
+        v: p.v.view_as(paged)?,
+        key_lengths: Some(&lengths),
+        page_table: Some(&page_table),
+        ..all
+    };
+    let bytes = 2.0 * p.data[1].len() as f64 * 4.0;
+    let flops = base.flops(&shape);
+    let paged_options = Attention { key_lengths: true, page_size: Some(page), ..base };
+    let quantized = Attention { quantized: Some(page), ..base };
+    let calls = [
+        Call { name: "contiguous", plan, args: all, flops, bytes },
+        Call {
+            name: "pages of 32",
+            plan: paged_options.plan(ctx, shape)?,
+            args: in_pages,
+            flops,
+            bytes,
+        },
+        Call {
+            name: "int8, 32 tokens to a scale",
+            plan: quantized.plan(ctx, shape)?,
+            args: AttentionArgs {
+                k: k8.view(),
+                v: v8.view(),
+                k_scale: Some(ks.view()),
+                v_scale: Some(vs.view()),
+                ..all
+            },
+            flops,
+            bytes: bytes / 4.0,
+        },
+    ];
+    table(ctx, &calls, if quick { 1 } else { 9 }, copy)?;
+    // the three agree: pages exactly, bytes as far as they go
+    let out = |call: &Call<'_>| -> Result<Vec<f32>> {
+        time(ctx, 1, |pass| call.plan.encode_pass(ctx, pass, &call.args))?;
+        p.o.download(ctx)
+    };
+    let want = out(&calls[0])?;
+    let distance = |got: &[f32]| {
+        let (error, norm) = got.iter().zip(&want).fold((0.0, 0.0), |(e, n), (g, w)| {
+            (e + f64::from(g - w).powi(2), n + f64::from(*w).powi(2))
+        });
+        (error / norm).sqrt()
+    };
+    let (pages, bytes) = (distance(&out(&calls[1])?), distance(&out(&calls[2])?));
+    println!("relative difference from contiguous: pages {pages:.1e}, int8 {bytes:.1e}");
+    assert!(pages < 1e-6 && bytes < 2e-2);
     Ok(())
 }
 
