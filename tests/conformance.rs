@@ -393,7 +393,7 @@ fn bad_arguments_of_a_case_are_refused_by_name() {
             "heads: expected a multiple of heads_kv = 2, got 3",
         ),
         ("{}", [("in.q", &[1, 4, 3, 0]), K, V], "head_dim: expected 1 to 576, got 0"),
-        ("{}", [("in.q", &[1, 4, 3, 257]), K, V], "head_dim: expected 1 to 256, got 257"),
+        ("{}", [("in.q", &[1, 4, 3, 577]), K, V], "head_dim: expected 1 to 576, got 577"),
         ("{}", [("in.q", &[4, 3, 8]), K, V], "in.q: expected 4 axes, got shape [4, 3, 8]"),
         ("{}", [Q, ("in.k", &[1, 2, 5, 7]), V], "k: expected [1, 5, 2, 8], got [1, 5, 2, 7]"),
         ("{}", [Q, ("in.k", &[2, 2, 5, 8]), V], "k: expected [1, 5, 2, 8], got [2, 5, 2, 8]"),
