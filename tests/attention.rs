@@ -185,7 +185,10 @@ impl Problem {
         let o = Guarded::new(ctx, self.layouts[3], op.dtype);
         let lse = Guarded::new(ctx, Layout::contiguous([s.batch, s.heads, s.seq_q]), DType::F32);
         let scratch = scratch(ctx, plan.scratch_bytes());
-        let vector = |x: &[f32]| Tensor::upload(ctx, [s.heads], x).unwrap();
+        // slopes and sinks lie behind something else
+        let vector =
+            |x: &[f32]| Tensor::upload(ctx, [s.heads + 3], &[&[f32::NAN; 3], x].concat()).unwrap();
+        let behind = Layout::contiguous([s.heads]).with_offset(3);
         let slopes = op.alibi.then(|| vector(&inputs.slopes));
         let sinks = op.sinks.then(|| vector(&inputs.sinks));
         let metric = op.metric.then(|| {
@@ -196,8 +199,8 @@ impl Problem {
         let args = AttentionArgs {
             lse: Some(lse.view()),
             scratch: Some(&scratch),
-            slopes: slopes.as_ref().map(Tensor::view),
-            sinks: sinks.as_ref().map(Tensor::view),
+            slopes: slopes.as_ref().map(|x| x.view_as(behind).unwrap()),
+            sinks: sinks.as_ref().map(|x| x.view_as(behind).unwrap()),
             metric: metric.as_ref().map(Tensor::view),
             bias: op.bias.then(|| bias.view_as(Layout::contiguous(bias_shape)).unwrap()),
             visible: op.visible.then(|| mask.view_as(Layout::contiguous(mask_shape)).unwrap()),

@@ -602,11 +602,12 @@ fn a_destroyed_device_is_an_error_everywhere() {
 #[test]
 fn empty_problems_encode_nothing() {
     let ctx = noop();
-    for (batch, seq_q) in [(0, 5), (1, 0)] {
-        let shape = AttentionShape { batch, seq_q, ..SHAPE };
+    // the last would need gigabytes of host memory if its sequences were listed
+    for (batch, seq_q, seq_k) in [(0, 5, 7), (1, 0, 7), (u32::MAX, 0, 0)] {
+        let shape = AttentionShape { batch, seq_q, seq_k, ..SHAPE };
         let plan = Attention::default().plan(&ctx, shape).unwrap();
         let zeros = |shape| Tensor::<4>::zeros(&ctx, shape, DType::F32).unwrap();
-        let (q, k) = (zeros([batch, seq_q, 4, 8]), zeros([batch, 7, 2, 8]));
+        let (q, k) = (zeros([batch, seq_q, 4, 8]), zeros([batch, seq_k, 2, 8]));
         let o = zeros([batch, seq_q, 4, 8]);
         let args = AttentionArgs::new(q.view(), k.view(), k.view(), o.view());
         plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap();

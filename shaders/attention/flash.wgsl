@@ -77,11 +77,9 @@ struct Params {
     metric: vec4<u32>,
     seq_q: u32,
     seq_k: u32,
-    // groups of `pack` heads
+    // groups of `pack` heads that share a key head
     head_groups: u32,
     pack: u32,
-    // query heads for each key head
-    group: u32,
     // key j is visible to query i if i + diagonal - left <= j <= i + diagonal + right
     left: i32,
     right: i32,
@@ -100,8 +98,10 @@ struct Params {
     records: u32,
     // 0: no LSE is wanted. No constant, for the kernel is the same and compiled once.
     lse_wanted: u32,
-    unused_0: u32,
-    unused_1: u32,
+    // first elements of the slopes and the sinks
+    slopes_at: u32,
+    sinks_at: u32,
+    unused: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load(i: u32) -> f32 { return q[i >> 2u][i & 3u]; } fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
@@ -172,7 +172,7 @@ fn flash(
     let seq_k = params.seq_k;
     let pages = 0u;
     // @end
-    let head_kv = head_group * params.pack / params.group;
+    let head_kv = head_group;
     let diagonal = select(0, i32(seq_k) - i32(seq_q), BOTTOM_RIGHT);
     // @if SUBGROUP
     let lane = subgroup_lane % LANES;
@@ -252,7 +252,7 @@ fn flash(
     // @if SINKS
     // one more logit, of a key without value; it belongs to the first split
     if split == 0u {
-        m[I] = sinks_load(head[I]) * LOG2_E;
+        m[I] = sinks_load(params.sinks_at + head[I]) * LOG2_E;
         l[I] = 1.0;
     }
     // @end
@@ -263,7 +263,7 @@ fn flash(
     // @if ALIBI
     var slope: array<f32, QUERIES>;
     // @unroll I QUERIES
-    slope[I] = slopes_load(head[I]) * LOG2_E;
+    slope[I] = slopes_load(params.slopes_at + head[I]) * LOG2_E;
     // @end
     // @end
     // @if BIAS

@@ -28,7 +28,6 @@ struct Params {
     seq_k: u32,
     head_groups: u32,
     pack: u32,
-    group: u32,
     left: i32,
     right: i32,
     scale: f32,
@@ -42,8 +41,9 @@ struct Params {
     items: u32,
     records: u32,
     lse_wanted: u32,
-    unused_0: u32,
-    unused_1: u32,
+    slopes_at: u32,
+    sinks_at: u32,
+    unused: u32,
 }
 
 // Must match `Params` in shaders/attention/unfused_*.wgsl (tested).
@@ -303,7 +303,6 @@ impl AttentionPlan {
             seq_k: s.seq_k,
             head_groups: s.heads_kv,
             pack: group,
-            group,
             left: reach(left),
             right: reach(right),
             scale: op.softcap.map_or(self.scale * log2_e, |cap| self.scale / cap),
@@ -372,15 +371,15 @@ impl AttentionPlan {
                 params.o = o_place;
                 params.lse = lse_place;
                 resources.push(o.resource.clone());
-                resources.push(match (&lse, &no_lse) {
-                    (Some(lse), _) => lse.resource.clone(),
-                    (None, Some(buffer)) => buffer.as_entire_binding(),
-                    (None, None) => return Err(Error::argument(OP, "lse", "no place for it")),
-                });
+                let given = lse.as_ref().map(|l| l.resource.clone());
+                let unused = || no_lse.as_ref().map(wgpu::Buffer::as_entire_binding);
+                resources.extend(given.or_else(unused));
             }
         }
         if let Some(view) = &args.slopes {
-            resources.push(vector(view, "slopes", ctx)?);
+            let bound = view.bind(OP, "slopes", caps)?;
+            params.slopes_at = bound.offset;
+            resources.push(bound.resource);
         }
         if let Some(view) = &args.bias {
             let bound = view.bind(OP, "bias", caps)?;
@@ -393,7 +392,9 @@ impl AttentionPlan {
             resources.push(bound.resource);
         }
         if let Some(view) = &args.sinks {
-            resources.push(vector(view, "sinks", ctx)?);
+            let bound = view.bind(OP, "sinks", caps)?;
+            params.sinks_at = bound.offset;
+            resources.push(bound.resource);
         }
         for (what, view, at) in [
             ("k_scale", &args.k_scale, &mut params.k_scale),
@@ -541,22 +542,6 @@ impl AttentionPlan {
     }
 }
 
-/// A vector of heads without an offset in the kernel: bound where it begins.
-fn vector<'a>(view: &TensorView<'a, 1>, what: &'static str, ctx: &Context) -> Result<Resource<'a>> {
-    let bound = view.bind(OP, what, &ctx.caps)?;
-    if bound.offset != 0 {
-        let multiple = u64::from(ctx.caps.offset_alignment).max(16) / view.dtype.size();
-        return Err(Error::Misaligned {
-            op: OP,
-            what,
-            quantity: "the view's offset in elements",
-            multiple,
-            got: view.layout.offset,
-        });
-    }
-    Ok(bound.resource)
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Params, UnfusedParams};
@@ -574,7 +559,7 @@ mod tests {
         for wgsl in flash.design(&Caps::minimum(), shape).unwrap().wgsl() {
             assert_params(
                 &wgsl,
-                fields!(Params: q k v o lse bias mask k_scale v_scale metric seq_q seq_k head_groups pack group left right scale softcap blocks_q groups splits split_keys o_split lse_split items records lse_wanted unused_0 unused_1),
+                fields!(Params: q k v o lse bias mask k_scale v_scale metric seq_q seq_k head_groups pack left right scale softcap blocks_q groups splits split_keys o_split lse_split items records lse_wanted slopes_at sinks_at unused),
             );
         }
         for wgsl in unfused.design(&Caps::minimum(), shape).unwrap().wgsl() {

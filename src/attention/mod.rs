@@ -253,7 +253,8 @@ pub struct AttentionArgs<'a> {
     /// Boolean mask, u8, 0 hides; shaped and repeated as `bias`: `[batch, 1, 1, seq_k]` is a
     /// key-padding mask.
     pub visible: Option<TensorView<'a, 4>>,
-    /// Sink logits `[heads]`, f32.
+    /// Sink logits `[heads]`, f32, finite. A row that sees no key then has output 0 and its sink as
+    /// LSE.
     pub sinks: Option<TensorView<'a, 1>>,
     /// Metric `[heads, head_dim, head_dim]`, f32: `q_i` becomes the row vector `q_i G`.
     pub metric: Option<TensorView<'a, 3>>,

@@ -56,7 +56,8 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Shape`] for a size that is not accepted, [`Error::Value`] for an option out of its
-    /// range, [`Error::Argument`] for options that exclude each other, [`Error::Limit`] where the device or the integers are too small,
+    /// range, [`Error::Argument`] for options that exclude each other, [`Error::Limit`] where the
+    /// device or the integers are too small,
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
         let plan = self.design(&ctx.caps, shape)?;
@@ -257,7 +258,7 @@ impl Attention {
     }
 
     /// Tiles that [`Attention::tiles`] accepts for this problem on such a device, the planner's
-    /// choice first.
+    /// choice first. Pages allow no `block_k` above their size.
     pub fn supported_tiles(caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
         let first = select_tiles(caps, shape);
         let mut all = vec![first];

@@ -35,7 +35,12 @@ pub(super) fn build(
     rows: u32,
     split: Option<u32>,
 ) -> Result<Table> {
-    let sequences = sequences(op, s, args)?;
+    check_given(op, args)?;
+    // equal sequences need no table
+    if !op.ragged() {
+        return Ok(Table { words: Vec::new(), items: 0, records: 0, counts: 0 });
+    }
+    let sequences = sequences(s, args)?;
     let limit = |what, need: usize| Error::Limit {
         op: OP,
         what,
@@ -83,11 +88,8 @@ fn parts(sequence: &Sequence, split: Option<u32>) -> u32 {
     split.map_or(1, |keys| sequence.k_len.div_ceil(keys).max(1))
 }
 
-fn sequences(
-    op: &Attention,
-    s: &AttentionShape,
-    args: &AttentionArgs<'_>,
-) -> Result<Vec<Sequence>> {
+/// Every list is there if and only if the plan wants it.
+fn check_given(op: &Attention, args: &AttentionArgs<'_>) -> Result<()> {
     let given = |what, given: bool, wanted: bool| match (given, wanted) {
         (true, false) => Err(Error::argument(OP, what, "given, but the plan was made without")),
         (false, true) => Err(Error::argument(OP, what, "the plan needs it, none given")),
@@ -97,11 +99,14 @@ fn sequences(
     given("cu_seqlens_q", args.cu_seqlens_q.is_some(), op.packed)?;
     given("cu_seqlens_k", args.cu_seqlens_k.is_some(), op.packed && !paged)?;
     given("key_lengths", args.key_lengths.is_some(), op.key_lengths)?;
-    given("page_table", args.page_table.is_some(), paged)?;
+    given("page_table", args.page_table.is_some(), paged)
+}
 
+fn sequences(s: &AttentionShape, args: &AttentionArgs<'_>) -> Result<Vec<Sequence>> {
     let queries: Vec<(u32, u32)> = match args.cu_seqlens_q {
         Some(bounds) => ranges("cu_seqlens_q", bounds, "seq_q", s.seq_q)?,
-        None => vec![(0, s.seq_q); s.batch as usize],
+        // a list of lengths of another length is refused below
+        None => vec![(0, s.seq_q); args.key_lengths.map_or(0, <[u32]>::len).min(s.batch as usize)],
     };
     let keys: Vec<(u32, u32)> = match (args.cu_seqlens_k, args.key_lengths) {
         (Some(bounds), _) => ranges("cu_seqlens_k", bounds, "seq_k", s.seq_k)?,
@@ -120,12 +125,13 @@ fn sequences(
         }
         (None, None) => vec![(0, s.seq_k); queries.len()],
     };
-    if keys.len() != queries.len() {
+    let batch = if args.cu_seqlens_q.is_some() { queries.len() } else { s.batch as usize };
+    if keys.len() != batch {
         let what = if args.cu_seqlens_k.is_some() { "cu_seqlens_k" } else { "key_lengths" };
         return Err(Error::shape(
             OP,
             what,
-            format!("{} sequences, as the queries have", queries.len()),
+            format!("{batch} sequences, as the queries have"),
             keys.len(),
         ));
     }
