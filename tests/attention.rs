@@ -593,6 +593,7 @@ fn each_option() {
         Attention { bias: true, ..base },
         Attention { visible: true, ..base },
         Attention { sinks: true, mask: BOTTOM_RIGHT, ..base },
+        Attention { sinks: true, split: Split::Keys(64), ..base },
         Attention { metric: true, ..base },
         Attention { key_lengths: true, ..base },
         Attention { quantized: Some(16), ..base },
@@ -892,6 +893,34 @@ fn merged_shards_are_the_whole() {
             assert!(error < 1e-6, "{}: LSE {error:.1e}", device.name);
         }
         ctx.forget_kernels();
+    }
+}
+
+/// A part that saw no key is not looked at, whatever its output holds; a row with one other part is that
+/// part, bit for bit; a row with none is empty.
+#[test]
+fn merge_ignores_parts_without_keys() {
+    for device in devices() {
+        let ctx = &device.ctx;
+        let (none, nan) = (f32::NEG_INFINITY, f32::NAN);
+        // three parts of three rows of two channels
+        let o_parts = [[nan, nan, 0.3, -7.1, nan, nan], [0.1, 0.7, nan, nan, nan, nan], [nan; 6]];
+        let lse_parts = [[none, -3.3, none], [90.7, none, none], [none; 3]];
+        let o_parts = Tensor::upload(ctx, [3, 1, 3, 1, 2], &o_parts.concat()).unwrap();
+        let lse_parts = Tensor::upload(ctx, [3, 1, 1, 3], &lse_parts.concat()).unwrap();
+        let o = Guarded::new(ctx, Layout::contiguous([1, 3, 1, 2]), DType::F32);
+        let lse = Guarded::new(ctx, Layout::contiguous([1, 1, 3]), DType::F32);
+        let sizes = MergeShape { parts: 3, batch: 1, seq: 3, heads: 1, head_dim_v: 2 };
+        let plan = Merge::default().plan(ctx, sizes).unwrap();
+        let args = MergeArgs {
+            o_parts: o_parts.view(),
+            lse_parts: lse_parts.view(),
+            o: o.view(),
+            lse: Some(lse.view()),
+        };
+        run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+        assert_eq!(o.read(ctx), [0.1, 0.7, 0.3, -7.1, 0.0, 0.0], "{}", device.name);
+        assert_eq!(lse.read(ctx), [90.7, -3.3, none], "{}", device.name);
     }
 }
 
