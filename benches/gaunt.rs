@@ -4,11 +4,11 @@
 //! case once, small.
 #![allow(clippy::cast_possible_truncation, reason = "degrees and grids are small")]
 
-#[path = "../src/bin/tilewise/bench/gaunt_cases.rs"]
-mod gaunt_cases;
+#[path = "../src/bin/tilewise/bench/route_cases.rs"]
+mod route_cases;
 
-use gaunt_cases::{Case, Measured, ROUTES_ALL, Route, growth, inputs, measure, relative_rms};
 use rayon::prelude::*;
+use route_cases::{Case, Measured, ROUTES_ALL, Route, growth, inputs, measure, relative_rms};
 use rustfft::{Fft, FftPlanner, num_complex::Complex};
 use std::{f64::consts::PI, sync::Arc, time::Instant};
 use tilewise::{

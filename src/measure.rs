@@ -1,10 +1,15 @@
 //! Timing on the device, and what the device can do at best.
 
+use std::sync::LazyLock;
+
 use crate::{
     Context, Result,
     dispatch::{Resource, dispatch, fold},
-    shader::{Key, source},
+    shader::{Kernel, Key, Source, source},
 };
+
+/// Invocations in a workgroup of the kernels here.
+const WORKGROUP: u32 = 64;
 
 /// Where a [`Timing`] comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,49 +126,128 @@ pub fn median(samples: &mut [f64]) -> f64 {
 /// Those of compiling and submitting.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn multiply_add_peak(ctx: &Context) -> Result<f64> {
+    multiply_add(ctx, MULTIPLY_ADD)
+}
+
+/// [`multiply_add_peak`] in f16 arithmetic; `None` where the device has none (`Caps::f16`).
+///
+/// # Errors
+/// Those of compiling and submitting.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn multiply_add_peak_f16(ctx: &Context) -> Result<Option<f64>> {
+    ctx.caps.f16.then(|| multiply_add(ctx, *MULTIPLY_ADD_F16)).transpose()
+}
+
+const MULTIPLY_ADD: Source = source!("measure/multiply_add.wgsl");
+
+/// The same loop in f16; the result is stored as f32.
+static MULTIPLY_ADD_F16: LazyLock<Source> = LazyLock::new(|| {
+    let text = MULTIPLY_ADD
+        .text
+        .replace("f32", "f16")
+        .replace("array<f16>", "array<f32>")
+        .replace("= sum.x + sum.y + sum.z + sum.w;", "= f32(sum.x + sum.y + sum.z + sum.w);");
+    Source { path: "measure/multiply_add_f16.wgsl", text: format!("enable f16; {text}").leak() }
+});
+
+#[cfg(not(target_arch = "wasm32"))]
+fn multiply_add(ctx: &Context, source: Source) -> Result<f64> {
     const OP: &str = "multiply_add_peak";
     const TRIPS: u32 = 2048;
-    const WORKGROUP: u32 = 64;
     let groups: u32 = if ctx.caps.cpu { 64 } else { 4096 };
     let out =
         ctx.create_buffer(OP, u64::from(groups * WORKGROUP) * 4, wgpu::BufferUsages::STORAGE)?;
     let mut best = 0f64;
     for chains in [2u32, 4, 6, 8] {
         let kernel = ctx.kernel(Key {
-            source: source!("measure/multiply_add.wgsl"),
+            source,
             entry: "multiply_add",
             spec: vec![("CHAINS", format!("{chains}u")), ("WORKGROUP", format!("{WORKGROUP}u"))],
             tensors: vec![],
         })?;
-        let params: [u32; 4] = [TRIPS, groups, 0, 0];
-        let mut samples = Vec::new();
-        for sample in 0..6 {
-            let timing = time(ctx, 1, |pass| {
-                let resources = [Resource::Buffer(out.as_entire_buffer_binding())];
-                dispatch(
-                    ctx,
-                    pass,
-                    OP,
-                    &kernel,
-                    bytemuck::bytes_of(&params),
-                    &resources,
-                    [groups, 1, 1],
-                )
-            })?;
-            // the first run pays for the driver's own compilation
-            if sample > 0 {
-                samples.push(timing.seconds);
-            }
-        }
+        let seconds = few(ctx, OP, &kernel, [TRIPS, groups, 0, 0], &[&out], [groups, 1, 1], 1)?;
         let flops = f64::from(groups)
             * f64::from(WORKGROUP)
             * f64::from(TRIPS)
             * f64::from(chains)
             * 4.0
             * 8.0;
-        best = best.max(flops / median(&mut samples));
+        best = best.max(flops / seconds);
     }
     Ok(best)
+}
+
+/// The rate at which workgroups load from their own memory, in bytes/s: vectors of four floats,
+/// neighbouring invocations neighbouring vectors. The median of a few runs.
+///
+/// # Errors
+/// Those of compiling and submitting.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn workgroup_rate(ctx: &Context) -> Result<f64> {
+    const OP: &str = "workgroup_rate";
+    /// Loads of one trip, `STEPS` in the kernel.
+    const STEPS: u32 = 8;
+    let trips: u32 = if ctx.caps.cpu { 128 } else { 1024 };
+    let groups: u32 = if ctx.caps.cpu { 64 } else { 4096 };
+    let out =
+        ctx.create_buffer(OP, u64::from(groups * WORKGROUP) * 4, wgpu::BufferUsages::STORAGE)?;
+    let kernel = ctx.kernel(Key {
+        source: source!("measure/workgroup.wgsl"),
+        entry: "workgroup_load",
+        spec: vec![("WORKGROUP", format!("{WORKGROUP}u"))],
+        tensors: vec![],
+    })?;
+    let seconds = few(ctx, OP, &kernel, [trips, 0, 0, 0], &[&out], [groups, 1, 1], 1)?;
+    let loads = [groups, WORKGROUP, trips, STEPS].map(f64::from);
+    Ok(16.0 * loads.iter().product::<f64>() / seconds)
+}
+
+/// Seconds that one dispatch of one workgroup with nothing to do takes among many in a pass.
+///
+/// # Errors
+/// Those of compiling and submitting.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn dispatch_overhead(ctx: &Context) -> Result<f64> {
+    const OP: &str = "dispatch_overhead";
+    let [from, to] = [0, 1].map(|_| ctx.create_buffer(OP, 16, wgpu::BufferUsages::STORAGE));
+    let (from, to) = (from?, to?);
+    let kernel = ctx.kernel(copy_key())?;
+    few(ctx, OP, &kernel, [0; 4], &[&from, &to], [1, 1, 1], 200)
+}
+
+/// Median seconds of one dispatch of a kernel of this module, of a few runs.
+#[cfg(not(target_arch = "wasm32"))]
+fn few(
+    ctx: &Context,
+    op: &'static str,
+    kernel: &Kernel,
+    params: [u32; 4],
+    buffers: &[&wgpu::Buffer],
+    groups: [u32; 3],
+    repeats: u32,
+) -> Result<f64> {
+    let resources: Vec<Resource<'_>> =
+        buffers.iter().map(|b| Resource::Buffer(b.as_entire_buffer_binding())).collect();
+    let mut samples = Vec::new();
+    for sample in 0..6 {
+        let timing = time(ctx, repeats, |pass| {
+            dispatch(ctx, pass, op, kernel, bytemuck::bytes_of(&params), &resources, groups)
+        })?;
+        // the first run pays for the driver's own compilation
+        if sample > 0 {
+            samples.push(timing.seconds);
+        }
+    }
+    Ok(median(&mut samples))
+}
+
+fn copy_key() -> Key {
+    Key {
+        source: source!("measure/copy.wgsl"),
+        entry: "copy",
+        spec: vec![("WORKGROUP", format!("{WORKGROUP}u"))],
+        tensors: vec![],
+    }
 }
 
 /// The rate at which the device copies one large buffer to another by a kernel of four floats to an
@@ -174,33 +258,16 @@ pub fn multiply_add_peak(ctx: &Context) -> Result<f64> {
 #[cfg(not(target_arch = "wasm32"))]
 pub fn copy_rate(ctx: &Context) -> Result<f64> {
     const OP: &str = "copy_rate";
-    const WORKGROUP: u32 = 64;
     // larger than the caches, within every device's binding
     let cells: u32 = if ctx.caps.cpu { 1 << 21 } else { 1 << 22 };
     let bytes = u64::from(cells) * 16;
     let [from, to] = [0, 1].map(|_| ctx.create_buffer(OP, bytes, wgpu::BufferUsages::STORAGE));
     let (from, to) = (from?, to?);
-    let kernel = ctx.kernel(Key {
-        source: source!("measure/copy.wgsl"),
-        entry: "copy",
-        spec: vec![("WORKGROUP", format!("{WORKGROUP}u"))],
-        tensors: vec![],
-    })?;
-    let params: [u32; 4] = [cells, 0, 0, 0];
+    let kernel = ctx.kernel(copy_key())?;
     let groups = fold(OP, u64::from(cells / WORKGROUP), &ctx.caps)?;
-    let mut samples = Vec::new();
-    for sample in 0..6 {
-        let timing = time(ctx, 1, |pass| {
-            let resources = [&from, &to].map(|b| Resource::Buffer(b.as_entire_buffer_binding()));
-            dispatch(ctx, pass, OP, &kernel, bytemuck::bytes_of(&params), &resources, groups)
-        })?;
-        // the first run pays for the driver's own compilation
-        if sample > 0 {
-            samples.push(timing.seconds);
-        }
-    }
+    let seconds = few(ctx, OP, &kernel, [cells, 0, 0, 0], &[&from, &to], groups, 1)?;
     // sizes are powers of two far below 2^53
     #[expect(clippy::cast_precision_loss, reason = "exact")]
     let moved = 2.0 * bytes as f64;
-    Ok(moved / median(&mut samples))
+    Ok(moved / seconds)
 }

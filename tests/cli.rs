@@ -39,7 +39,16 @@ fn mistakes_are_named() {
     let golden = golden.to_str().expect("a plain path");
     let empty = folder("cli-empty");
     let empty = empty.to_str().expect("a plain path");
-    let table: [(&[&str], &str); 14] = [
+    let bench = folder("cli-bench-mistakes");
+    let file = |name: &str, text: &str| {
+        let path = bench.join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("a plain path").to_string()
+    };
+    let (broken, foreign) =
+        (file("broken.json", "{\"schema\": 1"), file("foreign.json", "{\"schema\": 99}"));
+    let (broken, foreign) = (broken.as_str(), foreign.as_str());
+    let table: [(&[&str], &str); 24] = [
         (&["conformance"], "--cases <DIR>"),
         (&["conformance", "--cases", "no/such"], "error: no/such: "),
         (&["conformance", "--cases", empty], "no .safetensors file"),
@@ -64,7 +73,20 @@ fn mistakes_are_named() {
             "[possible values: portable, subgroup]",
         ),
         (&["demo", "--part", "paint"], "[possible values: denoise"),
-        (&["bench", "gaunt", "--lmax", "17"], "17 is not in 1..=16"),
+        (&["bench", "gaunt", "--routes", "--lmax", "17"], "17 is not in 1..=16"),
+        (&["bench", "fft", "--routes"], "--routes is of gaunt, not of fft"),
+        (&["bench", "convolution"], "[possible values: attention, linear"),
+        (&["bench", "--shape", "seq=64"], "--shape needs one operator"),
+        (
+            &["bench", "linear", "--shape", "length=64"],
+            "there is no key \"length\"; keys are rule, batch, seq, heads, dim",
+        ),
+        (&["bench", "attention", "--shape", "seq=0"], "seq: expected numbers from 1 to 2^28"),
+        (&["bench", "neighborhood", "--shape", "map=8x8,window=3"], "have the same 1 to 3 axes"),
+        (&["bench", "fft", "--baseline", "no/such.json"], "error: --baseline no/such.json: "),
+        (&["bench", "fft", "--baseline", broken], "not JSON"),
+        (&["bench", "fft", "--baseline", foreign], "expected schema 1 of tilewise bench, got 99"),
+        (&["bench", "fft", "--json", "no/such/place.json"], "error: no/such/place.json: "),
         (&["simulate", "na", "--map", "56x56"], "--kernel <K[xK[xK]]>"),
         (&["simulate", "na", "--map", "8x8", "--kernel", "9"], "kernel_size[0]"),
         (&["simulate", "na", "--map", "8x8", "--kernel", "3x3x3"], "--kernel has 3 axes"),
@@ -161,7 +183,7 @@ fn gaunt_products_are_timed_and_drawn() {
     let dir = folder("cli-bench");
     let (json, plot) = (dir.join("gaunt.json"), dir.join("gaunt.svg"));
     let output = Command::new(env!("CARGO_BIN_EXE_tilewise"))
-        .args(["bench", "gaunt", "--lmax", "2", "--products", "100", "--samples", "1"])
+        .args(["bench", "gaunt", "--routes", "--lmax", "2", "--products", "100", "--samples", "1"])
         .arg("--json")
         .arg(&json)
         .arg("--plot")
@@ -186,4 +208,68 @@ fn gaunt_products_are_timed_and_drawn() {
     }
     let drawing = std::fs::read_to_string(plot).expect("written");
     assert!(drawing.contains("<svg") && drawing.contains("fourier"), "{drawing:.200}");
+}
+
+/// Runs a bench that needs a device; `None` without one, where that is allowed.
+fn bench(args: &[&str]) -> Option<Output> {
+    let output = tilewise(&[&["bench"], args].concat());
+    let said = text(&output.stderr);
+    if said.contains("no adapter found") {
+        let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+        assert!(allowed, "{said}");
+        return None;
+    }
+    Some(output)
+}
+
+#[test]
+fn a_bench_leaves_a_report_that_a_later_one_is_compared_with() {
+    let dir = folder("cli-bench-report");
+    let path = |name: &str| dir.join(name).to_str().expect("a plain path").to_string();
+    let (json, csv) = (path("old.json"), path("old.csv"));
+    let shapes = ["--shape", "lmax=1,products=1000", "--shape", "lmax=2,products=1000"];
+    let few = [&["gaunt", "--quick", "--samples", "2"][..], &shapes].concat();
+    let place = dir.to_str().expect("a plain path");
+    let Some(output) =
+        bench(&[&few[..], &["--json", &json, "--csv", &csv, "--plot", place]].concat())
+    else {
+        return;
+    };
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let read = |p: &str| std::fs::read_to_string(p).expect("written");
+    let mut report: serde_json::Value = serde_json::from_str(&read(&json)).expect("valid JSON");
+    assert_eq!(report["schema"], 1);
+    for ceiling in ["multiply_add_f32", "copy", "workgroup_memory", "dispatch"] {
+        assert!(report["ceilings"][ceiling].as_f64().is_some_and(|x| x > 0.0), "{ceiling}");
+    }
+    let (table, page) = (read(&csv), read(&path("tilewise-bench.html")));
+    assert_eq!(table.lines().count(), 3, "{table}");
+    let results = report["results"].as_array_mut().expect("a list");
+    assert_eq!(results.len(), 2);
+    for row in results {
+        let shape = row["shape"].as_str().expect("a text");
+        assert!(table.contains(&format!("gaunt,\"{shape}\",f32,")), "{table}");
+        assert!(page.contains(&shape.replace(',', ", ")), "{shape}");
+        let of = |key: &str| row[key].as_f64().expect("a number");
+        assert!(0.0 < of("low") && of("low") <= of("seconds") && of("seconds") <= of("high"));
+        assert!(of("fraction") > 0.0 && of("error") < 1e-5, "{row}");
+        // as if the machine had been a thousand times as fast
+        for key in ["seconds", "low", "high"] {
+            row[key] = (row[key].as_f64().expect("a number") / 1000.0).into();
+        }
+    }
+    // one file with all it needs: a roofline and a curve, nothing from elsewhere
+    assert_eq!(page.matches("<svg").count(), 2, "{page:.300}");
+    for outside in ["<script", "<link", "<img", "src=", "@import"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+
+    std::fs::write(&json, report.to_string()).expect("written");
+    let compared = [&few[..], &["--baseline", &json]].concat();
+    let output = bench(&compared).expect("there was a device");
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("SLOWER").count(), 2, "{said}");
+    let output = bench(&[&compared[..], &["--fail-on-regression"]].concat()).expect("a device");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
 }

@@ -14,7 +14,7 @@ fn multiply_add(@builtin(global_invocation_id) id: vec3<u32>) {
     let y = vec4<f32>(0.25, 0.5, 0.75, 1.0);
     var a: array<vec4<f32>, CHAINS>;
     // @unroll I CHAINS
-    a[I] = vec4<f32>(f32(id.x + I));
+    a[I] = vec4<f32>(f32((id.x & 1023u) + I));
     // @end
     for (var t = 0u; t < params.trips; t++) {
         // @unroll I CHAINS

@@ -33,6 +33,20 @@ pub(crate) fn describe(info: &AdapterInfo) -> String {
     format!("{} ({}{tail})", info.name, info.backend)
 }
 
+/// A day and minute in UTC, from seconds since 1970.
+pub(crate) fn date(time: u64) -> String {
+    // days counted from 1 March of the year 0: leap days come last
+    let days = time / 86_400 + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let (hour, minute) = (time / 3600 % 24, time / 60 % 60);
+    format!("{:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC", era * 400 + year + next)
+}
+
 /// The first adapter whose backend is `wanted`, else whose name contains it, else whose driver
 /// does. Backends come first so that `gl` does not find a name like `Google`.
 fn find(infos: &[AdapterInfo], wanted: &str) -> Result<usize, Failure> {
@@ -63,11 +77,18 @@ pub(crate) fn none_allowed() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::find;
+    use super::{date, find};
     use tilewise::wgpu::{AdapterInfo, Backend, DeviceType};
 
     fn info(name: &str, backend: Backend) -> AdapterInfo {
         AdapterInfo { name: name.into(), ..AdapterInfo::new(DeviceType::Cpu, backend) }
+    }
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(date(1_735_689_599), "2024-12-31 23:59 UTC");
     }
 
     #[test]

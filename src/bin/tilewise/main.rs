@@ -25,7 +25,7 @@ Examples:
   tilewise demo --out out
   tilewise conformance --cases tests/golden --op sdpa
   tilewise conformance --cases tests/golden --adapter all --dtype f16
-  tilewise bench gaunt --plot gaunt.svg
+  tilewise bench all --quick --plot report.html
   tilewise simulate na --map 56x56 --kernel 7x7
 
 WGPU_BACKEND (vulkan, metal, dx12, gl) and WGPU_ADAPTER_NAME choose among adapters as in any wgpu

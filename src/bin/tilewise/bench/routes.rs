@@ -1,38 +1,15 @@
-//! `tilewise bench gaunt`: Gaunt products by every route, over degrees.
+//! `tilewise bench gaunt --routes`: Gaunt products by every route, over degrees.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 use serde_json::{Value, json};
 use tilewise::gaunt::Algorithm;
 
-use super::gaunt_cases::{Case, MAX_TENSOR_BYTES, Measured, ROUTES_ALL, Route, growth, measure};
+use super::Args;
+use super::route_cases::{Case, MAX_TENSOR_BYTES, Measured, ROUTES_ALL, Route, growth, measure};
 use crate::{Failure, adapter};
-
-/// Gaunt tensor products of degree l and l, to l and to 2 l, by every route.
-///
-/// Results of the routes are compared before they are timed. Prints microseconds for one product,
-/// the useful rate of the planner's choice as a share of the multiply-add rate measured in the
-/// same minute, and a fit of the growth with the degree.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Largest degree
-    #[arg(long, value_name = "L", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=16))]
-    lmax: u32,
-    /// Products in one call
-    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1 << 22))]
-    products: u32,
-    /// Runs of each route, of which the median counts
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    samples: u32,
-    /// Draw the times into this SVG file
-    #[arg(long, value_name = "FILE")]
-    plot: Option<PathBuf>,
-    /// Write the measurements into this JSON file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-}
 
 /// Products in a call of the coefficient-table routes at large degrees, where one takes seconds.
 const FEW: u32 = 1024;
@@ -40,7 +17,13 @@ const FEW: u32 = 1024;
 /// Degree from which the table route runs on [`FEW`] products only.
 const TABLE_GROWS: u32 = 5;
 
+/// Gaunt tensor products of degree l and l, to l and to 2 l, by every route.
+///
+/// Results of the routes are compared before they are timed. Prints microseconds for one product,
+/// the useful rate of the planner's choice as a share of the multiply-add rate measured in the
+/// same minute, and a fit of the growth with the degree.
 pub(super) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
+    let samples = args.samples.unwrap_or(9);
     let ctx = adapter::open(wanted)?;
     let device = adapter::describe(&ctx.device.adapter_info());
     println!("on {device}, {} kernels; {} products in a call", ctx.caps.tier, args.products);
@@ -66,9 +49,9 @@ pub(super) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
             let by_table = |r| r == Route::Gaunt(Algorithm::Table);
             let table_apart = lmax >= TABLE_GROWS && small != case;
             let fused = |r| matches!(r, Route::Gaunt(_)) && !(table_apart && by_table(r));
-            let (m, _) = measure(&ctx, case, &fused, args.samples)?;
+            let (m, _) = measure(&ctx, case, &fused, samples)?;
             let (t, _) = if table_apart {
-                measure(&ctx, small, &by_table, args.samples)?
+                measure(&ctx, small, &by_table, samples)?
             } else {
                 (m.clone(), Vec::new())
             };

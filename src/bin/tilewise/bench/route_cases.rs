@@ -1,5 +1,5 @@
-//! Gaunt products to time: the cases, the routes, how each is timed. `tilewise bench gaunt` and
-//! `cargo bench --bench gaunt` share this file.
+//! Gaunt products to time: the cases, the routes, how each is timed. `tilewise bench gaunt --routes` and
+//! `cargo bench --bench gaunt` share this file; the inputs serve the other benches too.
 
 use tilewise::{
     Context, DType, Result, Tensor,
