@@ -6,7 +6,9 @@
 // box that the tile sees, row of a by row, and pass in blocks of BLOCK_K. When the oldest group
 // has seen its last key it is written out and the next takes its place; where the coming group's
 // window begins before the present key, the walk goes back to its first one and the others skip
-// what they have seen. The schedule is uniform over the workgroup.
+// what they have seen. Where all queries of a tile share one window (SHARED), SLOTS groups come,
+// walk the whole box and leave together. The schedule is uniform over the workgroup.
+// Loops test at their end: software drivers run a body once more to find that it is over.
 //   q [B, .., H, D], k [B, .., Hkv, D], v [B, .., Hkv, Dv], o [B, .., H, Dv], lse [B, .., H]
 // Each lane loads a share of a block's rows and every lane hears the others' by broadcast; in the
 // portable tier the host puts `own` for the broadcast, LANES is 1, and each invocation loads all.
@@ -30,6 +32,12 @@ const V_REGS: u32 = 8u; // @spec
 // 0: all queries of a tile share one window and blocks divide it; 1: blocks do not divide it;
 // 2: a box test for every score
 const MASK: u32 = 2u; // @spec
+// MASK is not 2
+const SHARED: bool = true; // @spec
+// several groups may leave between two walks; otherwise a walk is one block at least
+const TURNS: bool = true; // @spec
+// exp2 by multiply-adds
+const SOFT_EXP2: bool = false; // @spec
 // keys off the map are zeros that take part
 const ZEROS: bool = false; // @spec
 // 0 none, 1 a table, 2 rows of dot products made by relative.wgsl
@@ -92,6 +100,8 @@ struct Params {
 
 // below every real score, and finite: WGSL may assume that infinities do not occur
 const HIDDEN: f32 = -1e30;
+// where maxima begin: so far above HIDDEN that a hidden score weighs nothing before one is seen
+const LOWEST: f32 = -1e20;
 const LOG2_E: f32 = 1.4426950408889634;
 
 // A query's place in the dilation group, and whether there is a query.
@@ -164,33 +174,35 @@ fn fused(
     let extra_k_base = batch * params.extra_k.x + head_kv * params.extra_k.z + params.extra_k.w;
     let extra_v_base = batch * params.extra_v.x + head_kv * params.extra_v.z + params.extra_v.w;
 
+    // @if SHARED
+    // @else
     // across the walk axis an invocation's window is the same in all its groups
     let column = place_of(0, local, first, size).at;
     let per_group = i32(WORKGROUP) / across;
     let near = min(column, length - 1);
     let see_start = vec2<i32>(start_of(near, length, 1u), start_of(near, length, 2u));
     let see_end = vec2<i32>(end_of(near, length, 1u), end_of(near, length, 2u));
+    // @end
 
     var query: array<vec4<f32>, SLOTS * D4>;
     var acc: array<vec4<f32>, SLOTS * DV4>;
     var m: array<f32, SLOTS>;
     var l: array<f32, SLOTS>;
+    // where the query's bias begins
+    var bias_at: array<vec3<i32>, SLOTS>;
+    // @if SHARED
+    // @else
     // keys that this invocation's query sees and has not seen, as numbers in the box
     var from_key: array<i32, SLOTS>;
     var to_key: array<i32, SLOTS>;
-    // where the query's bias begins
-    var bias_at: array<vec3<i32>, SLOTS>;
-    // of the whole group: its first key, the first not seen, one past the last; all 0: no group
-    var start: array<i32, SLOTS>;
+    // of the whole group: its first row of keys, the first key not seen, one past the last; all 0: no
+    // group
+    var start_row: array<i32, SLOTS>;
     var unseen: array<i32, SLOTS>;
     var done: array<i32, SLOTS>;
+    // @end
     // @unroll I SLOTS
-    from_key[I] = 0;
-    to_key[I] = 0;
-    start[I] = 0;
-    unseen[I] = 0;
-    done[I] = 0;
-    m[I] = HIDDEN;
+    m[I] = LOWEST;
     l[I] = 0.0;
     bias_at[I] = vec3<i32>(0);
     // @unroll C D4
@@ -199,23 +211,158 @@ fn fused(
     // @unroll C DV4
     acc[I * DV4 + C] = vec4<f32>(0.0);
     // @end
+    // @if SHARED
+    // @else
+    from_key[I] = 0;
+    to_key[I] = 0;
+    start_row[I] = 0;
+    unseen[I] = 0;
+    done[I] = 0;
+    // @end
     // @end
 
+    // the next key: its number and its place
     var at = 0;
-    for (var g = 0; g < groups + i32(SLOTS); g++) {
-        at = max(at, start[0]);
-        let target_key = select(at, done[0], unseen[0] < done[0]);
-        // place of key `at`
-        var row = origin + at / width;
-        var col = vec2<i32>((at % width) / box_size.y, at % box_size.y);
-        for (; at < target_key; at += i32(BLOCK_K)) {
+    var row = origin;
+    var col = vec2<i32>(0);
+    // the group that comes next
+    var g = 0;
+    loop {
+        // @if SHARED
+        // SLOTS groups come
+        var coming = 0;
+        loop {
+            // @unroll I MOVES
+            bias_at[I] = bias_at[I + 1u];
+            // @unroll C D4
+            query[I * D4 + C] = query[(I + 1u) * D4 + C];
+            // @end
+            // @end
+            let seat = min(place_of(g + coming, local, first, size).at, length - 1);
+            if BIAS != 0u {
+                bias_at[MOVES] = bias_begin(seat, residue, batch, head);
+            }
+            let q_at = q_base + dot(vec3<u32>(seat), q_step);
+            // @unroll C D4
+            query[MOVES * D4 + C] = params.scale * q_load4n(q_at + C * 4u, min(4u, HEAD_DIM - C * 4u));
+            // @end
+            coming += 1;
+            if coming >= i32(SLOTS) {
+                break;
+            }
+        }
+        // @unroll I SLOTS
+        m[I] = LOWEST;
+        l[I] = 0.0;
+        // @unroll C DV4
+        acc[I * DV4 + C] = vec4<f32>(0.0);
+        // @end
+        // @end
+        at = 0;
+        row = origin;
+        col = vec2<i32>(0);
+        let target_key = select(box_end, box_end + params.kernel.w, EXTRA);
+        // @else
+        // the oldest group leaves and the next comes; with TURNS until the oldest has keys to see
+        // @if TURNS
+        loop {
+        // @end
+            let leaving = place_in(g - i32(SLOTS), column, first, size, per_group);
+            if g >= i32(SLOTS) && leaving.live {
+                let place = vec3<u32>(leaving.at);
+                let o_at = o_base + dot(place, o_step);
+                let inverse = 1.0 / l[0];
+                // @unroll C DV4
+                o_store4n(o_at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[C] * inverse);
+                // @end
+                // m is in base 2
+                lse_store(lse_base + dot(place, lse_step), m[0] * 0.6931471805599453 + log(l[0]));
+            }
+            // @unroll I MOVES
+            from_key[I] = from_key[I + 1u];
+            to_key[I] = to_key[I + 1u];
+            start_row[I] = start_row[I + 1u];
+            unseen[I] = unseen[I + 1u];
+            done[I] = done[I + 1u];
+            bias_at[I] = bias_at[I + 1u];
+            m[I] = m[I + 1u];
+            l[I] = l[I + 1u];
+            // @unroll C D4
+            query[I * D4 + C] = query[(I + 1u) * D4 + C];
+            // @end
+            // @unroll C DV4
+            acc[I * DV4 + C] = acc[(I + 1u) * DV4 + C];
+            // @end
+            // @end
+
+            let comes = g < groups;
+            let low = first.x + g * per_group;
+            let high = min(low + per_group, first.x + size.x) - 1;
+            let low_row = row_start(low, length.x) - origin;
+            let low_key = low_row * width;
+            var high_key = (row_end(high, length.x) - origin) * width;
+            if EXTRA {
+                high_key = box_end + params.kernel.w;
+            }
+            if comes && low_key < at {
+                // the walk goes back; the others have seen all before `at`
+                // @unroll I MOVES
+                from_key[I] = max(from_key[I], at);
+                unseen[I] = max(unseen[I], at);
+                // @end
+                at = low_key;
+                row = origin + low_row;
+                col = vec2<i32>(0);
+            }
+            let coming = place_in(g, column, first, size, per_group);
+            let seat = min(coming.at, length - 1);
+            let sees = comes && coming.live;
+            start_row[MOVES] = select(0, low_row, comes);
+            unseen[MOVES] = select(0, low_key, comes);
+            done[MOVES] = select(0, high_key, comes);
+            from_key[MOVES] = select(0, (row_start(seat.x, length.x) - origin) * width, sees);
+            to_key[MOVES] = select(0, (row_end(seat.x, length.x) - origin) * width, sees);
+            m[MOVES] = LOWEST;
+            l[MOVES] = 0.0;
+            if BIAS != 0u {
+                bias_at[MOVES] = bias_begin(seat, residue, batch, head);
+            }
+            let q_at = q_base + dot(vec3<u32>(seat), q_step);
+            // @unroll C D4
+            query[MOVES * D4 + C] = params.scale * q_load4n(q_at + C * 4u, min(4u, HEAD_DIM - C * 4u));
+            // @end
+            // @unroll C DV4
+            acc[MOVES * DV4 + C] = vec4<f32>(0.0);
+            // @end
+
+            g += 1;
+            if at < start_row[0] * width {
+                at = start_row[0] * width;
+                row = origin + start_row[0];
+                col = vec2<i32>(0);
+            }
+        // @if TURNS
+            if g >= groups + i32(SLOTS) || max(at, unseen[0]) < done[0] {
+                break;
+            }
+        }
+        // @end
+        if g >= groups + i32(SLOTS) {
+            break;
+        }
+        let target_key = done[0];
+        // @end
+        loop {
             // addresses of the block's rows; of its first chunk only, as all chunks follow
             var k_at: array<u32, BLOCK_K>;
             var v_at: array<u32, BLOCK_K>;
             // the keys' places, for the bias
             var spot: array<vec3<i32>, BLOCK_K>;
+            // @if SHARED
+            // @else
             // in this invocation's window across the walk axis
             var near_b: array<bool, BLOCK_K>;
+            // @end
             var padded: array<bool, BLOCK_K>;
             // @unroll J BLOCK_K
             {
@@ -225,7 +372,10 @@ fn fused(
                 k_at[J] = k_base + dot(inside, k_step);
                 v_at[J] = v_base + dot(inside, v_step);
                 spot[J] = key;
+                // @if SHARED
+                // @else
                 near_b[J] = all(key.yz >= see_start) && all(key.yz < see_end);
+                // @end
                 padded[J] = ZEROS && any(key != vec3<i32>(inside));
                 // the next key
                 col.y += 1;
@@ -295,29 +445,31 @@ fn fused(
             // @unroll I SLOTS
             {
                 var top = m[I];
-                var visible: array<bool, BLOCK_K>;
                 // @unroll J BLOCK_K
                 {
                     let key = at + i32(J);
-                    visible[J] = MASK == 0u || (MASK == 1u && key < box_end)
-                        || (MASK == 2u && near_b[J] && key >= from_key[I] && key < to_key[I]);
+                    // @if SHARED
+                    var visible = MASK == 0u || key < box_end;
+                    // @else
+                    var visible = near_b[J] && key >= from_key[I] && key < to_key[I];
+                    // @end
                     if BIAS != 0u {
-                        let bias = bias_of(bias_at[I], spot[J], visible[J] && done[I] > 0);
+                        let bias = bias_of(bias_at[I], spot[J], visible);
                         // extra tokens have none
-                        s[I * BLOCK_K + J] += select(0.0, LOG2_E * bias, visible[J]);
+                        s[I * BLOCK_K + J] += select(0.0, LOG2_E * bias, visible);
                     }
                     if EXTRA {
-                        visible[J] = visible[J] || (key >= box_end && key < done[I]);
+                        visible = visible || (key >= box_end && key < target_key);
                     }
-                    s[I * BLOCK_K + J] = select(HIDDEN, s[I * BLOCK_K + J], visible[J]);
+                    s[I * BLOCK_K + J] = select(HIDDEN, s[I * BLOCK_K + J], visible);
                     top = max(top, s[I * BLOCK_K + J]);
                 }
                 // @end
-                shrink[I] = exp2(max(m[I] - top, -200.0));
+                shrink[I] = weight(m[I] - top);
                 m[I] = top;
                 var sum = 0.0;
                 // @unroll J BLOCK_K
-                s[I * BLOCK_K + J] = select(0.0, exp2(max(s[I * BLOCK_K + J] - top, -200.0)), visible[J]);
+                s[I * BLOCK_K + J] = weight(s[I * BLOCK_K + J] - top);
                 sum += s[I * BLOCK_K + J];
                 // @end
                 l[I] = fma(l[I], shrink[I], sum);
@@ -363,85 +515,43 @@ fn fused(
             }
             // @end
             // @end
+            at += i32(BLOCK_K);
+            if at >= target_key {
+                break;
+            }
         }
 
-        // the oldest group leaves
-        let leaving = place_in(g - i32(SLOTS), column, local, first, size, per_group);
-        if g >= i32(SLOTS) && leaving.live {
-            let place = vec3<u32>(leaving.at);
-            let o_at = o_base + dot(place, o_step);
-            let inverse = 1.0 / l[0];
-            // @unroll C DV4
-            o_store4n(o_at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[C] * inverse);
-            // @end
-            // m is in base 2
-            lse_store(lse_base + dot(place, lse_step), m[0] * 0.6931471805599453 + log(l[0]));
-        }
-        // @unroll I MOVES
-        from_key[I] = from_key[I + 1u];
-        to_key[I] = to_key[I + 1u];
-        start[I] = start[I + 1u];
-        unseen[I] = unseen[I + 1u];
-        done[I] = done[I + 1u];
-        bias_at[I] = bias_at[I + 1u];
-        m[I] = m[I + 1u];
-        l[I] = l[I + 1u];
-        // @unroll C D4
-        query[I * D4 + C] = query[(I + 1u) * D4 + C];
-        // @end
-        // @unroll C DV4
-        acc[I * DV4 + C] = acc[(I + 1u) * DV4 + C];
-        // @end
-        // @end
-
-        // the next group comes
-        let comes = g < groups;
-        var low_key = 0;
-        var high_key = box_end;
-        if MASK == 2u {
-            let low = first.x + g * per_group;
-            let high = min(low + per_group, first.x + size.x) - 1;
-            low_key = (row_start(low, length.x) - origin) * width;
-            high_key = (row_end(high, length.x) - origin) * width;
-        }
-        if EXTRA {
-            high_key = box_end + params.kernel.w;
-        }
-        if comes && low_key < at {
-            // the walk goes back; the others have seen all before `at`
+        // @if SHARED
+        // they leave
+        var going = 0;
+        loop {
+            let leaving = place_of(g + going, local, first, size);
+            if leaving.live {
+                let place = vec3<u32>(leaving.at);
+                let o_at = o_base + dot(place, o_step);
+                let inverse = 1.0 / l[0];
+                // @unroll C DV4
+                o_store4n(o_at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[C] * inverse);
+                // @end
+                // m is in base 2
+                lse_store(lse_base + dot(place, lse_step), m[0] * 0.6931471805599453 + log(l[0]));
+            }
             // @unroll I MOVES
-            from_key[I] = max(from_key[I], at);
-            unseen[I] = max(unseen[I], at);
+            m[I] = m[I + 1u];
+            l[I] = l[I + 1u];
+            // @unroll C DV4
+            acc[I * DV4 + C] = acc[(I + 1u) * DV4 + C];
             // @end
-            at = low_key;
+            // @end
+            going += 1;
+            if going >= i32(SLOTS) {
+                break;
+            }
         }
-        let coming = place_in(g, column, local, first, size, per_group);
-        let seat = min(coming.at, length - 1);
-        let sees = comes && coming.live;
-        start[MOVES] = select(0, low_key, comes);
-        unseen[MOVES] = select(0, low_key, comes);
-        done[MOVES] = select(0, high_key, comes);
-        from_key[MOVES] = select(0, (row_start(seat.x, length.x) - origin) * width, sees);
-        to_key[MOVES] = select(0, (row_end(seat.x, length.x) - origin) * width, sees);
-        m[MOVES] = HIDDEN;
-        l[MOVES] = 0.0;
-        if BIAS == 1u {
-            // entry of offset 0 is at kernel - 1 along each axis
-            let entry = dot(params.kernel.xyz - 1 - seat, params.bias_axes.xyz);
-            bias_at[MOVES] = vec3<i32>(entry + i32(head * params.bias_rows.x + params.bias_rows.z), 0, 0);
+        g += i32(SLOTS);
+        if g >= groups {
+            break;
         }
-        if BIAS == 2u {
-            let token = residue + vec3<u32>(seat) * params.dilation.xyz;
-            let number = ((batch * params.tokens.x + token.x) * params.tokens.y + token.y) * params.tokens.z + token.z;
-            let begin = i32((number * params.lse_head.z + head) * params.bias_rows.y);
-            bias_at[MOVES] = begin + params.bias_axes.xyz + params.kernel.xyz - 1 - seat;
-        }
-        let q_at = q_base + dot(vec3<u32>(seat), q_step);
-        // @unroll C D4
-        query[MOVES * D4 + C] = params.scale * q_load4n(q_at + C * 4u, min(4u, HEAD_DIM - C * 4u));
-        // @end
-        // @unroll C DV4
-        acc[MOVES * DV4 + C] = vec4<f32>(0.0);
         // @end
     }
 }
@@ -479,14 +589,33 @@ fn place_of(g: i32, local: u32, first: vec3<i32>, size: vec3<i32>) -> Place {
     return Place(first + at, all(at < size));
 }
 
-// The same. Where windows differ the queries across the walk axis divide the workgroup, and an
+// The same where windows differ: the queries across the walk axis divide the workgroup, and an
 // invocation keeps its column.
-fn place_in(g: i32, column: vec3<i32>, local: u32, first: vec3<i32>, size: vec3<i32>, per_group: i32) -> Place {
-    if MASK != 2u {
-        return place_of(g, local, first, size);
-    }
+fn place_in(g: i32, column: vec3<i32>, first: vec3<i32>, size: vec3<i32>, per_group: i32) -> Place {
     let at = vec3<i32>(column.x + g * per_group, column.yz);
     return Place(at, all(at - first < size));
+}
+
+// Where the bias of the query at `seat` begins.
+fn bias_begin(seat: vec3<i32>, residue: vec3<u32>, batch: u32, head: u32) -> vec3<i32> {
+    if BIAS == 1u {
+        // entry of offset 0 is at kernel - 1 along each axis
+        let entry = dot(params.kernel.xyz - 1 - seat, params.bias_axes.xyz);
+        return vec3<i32>(entry + i32(head * params.bias_rows.x + params.bias_rows.z), 0, 0);
+    }
+    let token = residue + vec3<u32>(seat) * params.dilation.xyz;
+    let number = ((batch * params.tokens.x + token.x) * params.tokens.y + token.y) * params.tokens.z + token.z;
+    let begin = i32((number * params.lse_head.z + head) * params.bias_rows.y);
+    return begin + params.bias_axes.xyz + params.kernel.xyz - 1 - seat;
+}
+
+// 2^x for x <= 0.
+fn weight(x: f32) -> f32 {
+    if SOFT_EXP2 {
+        return exp2_fma(x);
+    }
+    // far below, where every exp2 gives 0 and none may give anything else
+    return exp2(max(x, -200.0));
 }
 
 // The portable tier's broadcast: an invocation has loaded all that it hears.

@@ -117,6 +117,8 @@ pub struct NeighborhoodPlan<const D: usize> {
     scale: f32,
     /// Lanes that load for their subgroup.
     lanes: u32,
+    /// Whether exponentials are made of multiply-adds.
+    soft_exp2: bool,
     /// Plain attention, for a window as large as the map.
     full: Option<AttentionPlan>,
 }
@@ -304,6 +306,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 .subgroup
                 .filter(|_| caps.tier == Tier::Subgroup)
                 .map_or(1, |(min, _)| min.min(32)),
+            soft_exp2: caps.cpu,
             full: None,
         })
     }
@@ -439,6 +442,9 @@ impl<const D: usize> NeighborhoodPlan<D> {
             ("K_REGS", number((t.block_k * d4).div_ceil(lanes))),
             ("V_REGS", number((t.block_k * dv4).div_ceil(lanes))),
             ("MASK", number(mask)),
+            ("SHARED", (mask != 2).to_string()),
+            ("TURNS", t.turns(&cuts).to_string()),
+            ("SOFT_EXP2", self.soft_exp2.to_string()),
             ("ZEROS", (self.op.border == Border::Zeros).to_string()),
             ("EXTRA", (s.extra_tokens > 0).to_string()),
         ]);
@@ -833,35 +839,40 @@ fn plain_args<'a>(args: &NeighborhoodArgs<'a>) -> Option<AttentionArgs<'a>> {
 
 #[cfg(test)]
 mod tests {
-    use std::mem::{offset_of, size_of};
-
     use super::*;
-    use crate::test_support::reflect;
+    use crate::test_support::{assert_params, fields};
 
-    /// Names, offsets and size of `Params` in a kernel's file and here.
+    /// Names, offsets and size of `Params` in every kernel's text and here.
     #[test]
     fn params_match() {
-        macro_rules! fields {
-            ($type:ty: $($field:ident)*) => {
-                ([$((stringify!($field), offset_of!($type, $field))),*].to_vec(), size_of::<$type>())
-            };
-        }
-        let main = fields!(Params: tokens kernel stride dilation rule tile tiles q_axes k_axes v_axes o_axes lse_axes qk_head vo_head lse_head extra_k extra_v bias_axes bias_rows scale pad0 pad1 pad2);
-        let relative = fields!(RelativeParams: tokens q_axes heads count scale pad0 pad1 pad2);
-        for (source, (fields, size)) in [(FUSED, main.clone()), (NAIVE, main), (RELATIVE, relative)]
+        let shape = NeighborhoodShape {
+            spatial: [16, 16],
+            heads: 1,
+            heads_kv: 1,
+            head_dim: 8,
+            head_dim_v: 8,
+            ..Default::default()
+        };
+        let op = NeighborhoodAttention {
+            bias: RelativeBias::Factorised { scaled: true },
+            ..NeighborhoodAttention::new([5, 5])
+        };
+        for (algorithm, stride) in
+            [(Algorithm::Naive, [1; 2]), (Algorithm::Fused, [1; 2]), (Algorithm::Fused, [5; 2])]
         {
-            let lib = ["index", "window"].map(|name| match name {
-                "index" => include_str!("../../shaders/lib/index.wgsl"),
-                _ => include_str!("../../shaders/lib/window.wgsl"),
-            });
-            let module = naga::front::wgsl::parse_str(&(source.text.to_owned() + &lib.concat()))
-                .unwrap_or_else(|e| panic!("{}: {e}", source.path));
-            let wgsl = reflect::struct_layout(&module, "Params");
-            let (last, all) = wgsl.split_last().unwrap();
-            let all: Vec<_> =
-                all.iter().map(|(name, at, _)| (name.as_str(), *at as usize)).collect();
-            assert_eq!(all, fields, "{}", source.path);
-            assert_eq!(last.1 as usize, size, "{}", source.path);
+            let op = NeighborhoodAttention { algorithm, stride, ..op };
+            let wgsl = op.design(&Caps::minimum(), shape).unwrap().wgsl();
+            let (main, relative) = wgsl.split_last().unwrap();
+            assert_params(
+                main,
+                fields!(Params: tokens kernel stride dilation rule tile tiles q_axes k_axes v_axes o_axes lse_axes qk_head vo_head lse_head extra_k extra_v bias_axes bias_rows scale pad0 pad1 pad2),
+            );
+            for text in relative {
+                assert_params(
+                    text,
+                    fields!(RelativeParams: tokens q_axes heads count scale pad0 pad1 pad2),
+                );
+            }
         }
     }
 

@@ -234,6 +234,15 @@ impl<const D: usize> NeighborhoodTiles<D> {
         chunks.saturating_mul(self.slots).saturating_mul(self.block_k)
     }
 
+    /// Whether the kernel lets several query groups leave between two walks: where they often see
+    /// their last keys together. Otherwise a walk is one block at least, which is cheaper than to ask.
+    pub(super) fn turns(&self, cuts: &[Cut; 3]) -> bool {
+        let [a, b, c] = cuts;
+        let rows = u64::from(self.lanes) / (u64::from(b.tile) * u64::from(c.tile)).max(1);
+        u64::from(a.axis.stride) > rows
+            || 2 * u64::from(a.axis.kernel_size) > u64::from(a.axis.longest())
+    }
+
     /// The axes, walk axis first.
     pub(super) fn order(&self) -> impl Iterator<Item = usize> {
         let walk = self.axis;
@@ -281,10 +290,18 @@ pub(super) fn aligned(cuts: &[Cut; 3]) -> bool {
     cuts.iter().all(Cut::aligned)
 }
 
-/// Number of key blocks that one workgroup visits. `groups` are the first key and one past the
+/// Number of key blocks that one workgroup visits. With `turns` groups leave until one has keys to
+/// see; otherwise each leaves after a walk of at least one block. `groups` are the first key and one past the
 /// last key of each query group, in order, in a box with `width` keys to a row of the walk axis;
 /// `extra` keys follow the last.
-fn walk(groups: &[(i64, i64)], width: i64, extra: i64, slots: u32, block_k: u32) -> u64 {
+fn walk(
+    groups: &[(i64, i64)],
+    width: i64,
+    extra: i64,
+    slots: u32,
+    block_k: u32,
+    turns: bool,
+) -> u64 {
     /// One group in flight, uniform over the workgroup. An empty slot is all zeros.
     #[derive(Clone, Copy, Default)]
     struct Slot {
@@ -298,11 +315,13 @@ fn walk(groups: &[(i64, i64)], width: i64, extra: i64, slots: u32, block_k: u32)
     let mut held: VecDeque<Slot> = vec![Slot::default(); slots as usize].into();
     let (mut at, mut blocks) = (0i64, 0u64);
     let mut coming = groups.iter();
-    for _ in 0..groups.len() + slots as usize {
+    for g in 0..groups.len() + slots as usize {
         let oldest = held[0];
         at = at.max(oldest.start);
-        if oldest.first < oldest.done && at < oldest.done {
-            let steps = (oldest.done - at).unsigned_abs().div_ceil(u64::from(block_k));
+        let unseen = oldest.first < oldest.done && at < oldest.done;
+        if unseen || (!turns && g > 0) {
+            let keys = (oldest.done - at).max(1).unsigned_abs();
+            let steps = keys.div_ceil(u64::from(block_k));
             blocks += steps;
             at += i64::try_from(steps).unwrap_or(i64::MAX) * i64::from(block_k);
         }
@@ -352,6 +371,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let across = u64::from(b.tile) * u64::from(c.tile);
         let lanes = u64::from(tiles.lanes);
         let extra = i64::from(shape.extra_tokens);
+        let turns = aligned(&cuts) || tiles.turns(&cuts);
 
         // tiles across the walk axis, by the number of keys in a row of the walk axis
         let mut widths: BTreeMap<u64, u64> = BTreeMap::new();
@@ -375,7 +395,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
                     .collect();
                 for (&width, &number) in &widths {
                     let width = i64::try_from(width).unwrap_or(i64::MAX);
-                    let blocks = walk(&groups, width, extra, tiles.slots, tiles.block_k);
+                    let blocks = walk(&groups, width, extra, tiles.slots, tiles.block_k, turns);
                     key_blocks += count * number * blocks;
                     trips = trips.max(blocks + groups.len() as u64 + u64::from(tiles.slots));
                     groups_walked += count * number * groups.len() as u64;
@@ -629,8 +649,9 @@ mod tests {
                             })
                             .collect();
                         let width = 3;
-                        let (blocks, seen) = replay(&groups, width, slots, block_k);
-                        assert_eq!(blocks, walk(&groups, width, 0, slots, block_k));
+                        let turns = length % 2 == 0;
+                        let (blocks, seen) = replay(&groups, width, slots, block_k, turns);
+                        assert_eq!(blocks, walk(&groups, width, 0, slots, block_k, turns));
                         for (g, &(start, end)) in groups.iter().enumerate() {
                             let first = groups[0].0 * width;
                             for key in start * width..end * width {
@@ -650,15 +671,24 @@ mod tests {
     }
 
     /// The kernel's loop on sets: which keys each group takes part in.
-    fn replay(groups: &[(i64, i64)], width: i64, slots: u32, block_k: u32) -> (u64, Vec<Vec<i64>>) {
+    fn replay(
+        groups: &[(i64, i64)],
+        width: i64,
+        slots: u32,
+        block_k: u32,
+        turns: bool,
+    ) -> (u64, Vec<Vec<i64>>) {
         let mut seen = vec![Vec::new(); groups.len()];
         // (group, start, first, done)
         let mut held: Vec<Option<(usize, i64, i64, i64)>> = vec![None; slots as usize];
         let (mut at, mut blocks) = (0, 0);
         for g in 0..groups.len() + slots as usize {
-            if let Some((_, start, first, done)) = held[0] {
-                at = at.max(start);
-                while first < done && at < done {
+            let (start, first, done) =
+                held[0].map_or((0, 0, 0), |(_, start, first, done)| (start, first, done));
+            at = at.max(start);
+            let unseen = first < done && at < done;
+            if g > 0 && (unseen || !turns) {
+                loop {
                     for key in at..at + i64::from(block_k) {
                         for &(group, start, first, done) in held.iter().flatten() {
                             if key >= start.max(first) && key < done {
@@ -668,6 +698,9 @@ mod tests {
                     }
                     at += i64::from(block_k);
                     blocks += 1;
+                    if at >= done {
+                        break;
+                    }
                 }
             }
             held.remove(0);
