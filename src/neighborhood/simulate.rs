@@ -38,7 +38,9 @@ pub struct KernelCost {
     pub score: f64,
     /// One element of an accumulator, rescaled once for each block of keys.
     pub rescale: f64,
-    /// Reading or writing one element of a query or output.
+    /// One block of keys: its loop, its keys' places.
+    pub block: f64,
+    /// One element of a query that comes and of an output that leaves.
     pub query: f64,
     /// Starting a workgroup.
     pub workgroup: f64,
@@ -60,23 +62,26 @@ impl KernelCost {
     pub fn of(caps: &Caps) -> Self {
         if caps.cpu {
             // without subgroups every invocation fetches every key for itself
-            let load = if caps.tier == crate::Tier::Subgroup { 9.0 } else { 50.0 };
+            let load = if caps.tier == crate::Tier::Subgroup { 2.0 } else { 12.0 };
             Self {
                 load,
-                score: 20.0,
-                rescale: 1.0,
-                query: 40.0,
-                workgroup: 5000.0,
+                score: 9.0,
+                rescale: 1.8,
+                block: 55.0,
+                query: 49.0,
+                workgroup: 2400.0,
                 compile: 200.0,
                 busy: 16.0,
                 registers: 128,
-                unrolled: caps.unrolled,
+                // beyond, Mesa's compiler takes more than a second and a half
+                unrolled: caps.unrolled.min(725),
             }
         } else {
             Self {
                 load: 2.0,
                 score: 10.0,
                 rescale: 1.0,
+                block: 10.0,
                 query: 4.0,
                 workgroup: 500.0,
                 compile: 20.0,
@@ -416,6 +421,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let slots = f64::from(tiles.slots);
         let work = keys as f64 * (cost.load * width + slots * (width + cost.score))
             + key_blocks as f64 * slots * cost.rescale * f64::from(shape.head_dim_v)
+            + key_blocks as f64 * cost.block
             + groups_walked as f64 * cost.query * width
             + workgroups as f64 * cost.workgroup;
         Simulation {
@@ -615,6 +621,7 @@ mod tests {
         load: 9.0,
         score: 20.0,
         rescale: 1.0,
+        block: 0.0,
         query: 40.0,
         workgroup: 5000.0,
         compile: 0.0,
