@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    Caps, Error, Result,
+    Caps, Error, Result, Tuning,
     shader::{Kernel, Key},
 };
 
@@ -32,6 +32,7 @@ pub struct Context {
     /// What planning may know of the device.
     pub caps: Caps,
     shared: Arc<Shared>,
+    tuning: Option<Arc<Tuning>>,
 }
 
 #[derive(Debug)]
@@ -132,7 +133,7 @@ impl Context {
     fn with_owner(device: wgpu::Device, queue: wgpu::Queue, owned: bool) -> Self {
         let caps = Caps::of(&device);
         let shared = Shared { kernels: Mutex::default(), owned, lost: Arc::default() };
-        Self { device, queue, caps, shared: Arc::new(shared) }
+        Self { device, queue, caps, shared: Arc::new(shared), tuning: None }
     }
 
     /// The same device planned for as if it had `caps`: to force a tier, or to imitate a smaller
@@ -140,6 +141,17 @@ impl Context {
     #[must_use]
     pub fn with_caps(&self, caps: Caps) -> Self {
         Self { caps, ..self.clone() }
+    }
+
+    /// The same device, with tiles from `tuning` for plans that leave theirs open.
+    #[must_use]
+    pub fn with_tuning(&self, tuning: Tuning) -> Self {
+        Self { tuning: Some(Arc::new(tuning)), ..self.clone() }
+    }
+
+    /// The table that plans look into.
+    pub fn tuning(&self) -> Option<&Tuning> {
+        self.tuning.as_deref()
     }
 
     /// The same device with kernels of `tier` only.

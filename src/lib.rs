@@ -50,12 +50,14 @@ mod shader;
 mod tensor;
 #[cfg(test)]
 mod test_support;
+mod tuning;
 
 pub use caps::{Caps, Tier};
 pub use context::Context;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
 pub use tensor::{Layout, Tensor, TensorView};
+pub use tuning::{Tuned, Tuning};
 pub use wgpu;
 
 /// The README's program, compiled as a test.

@@ -48,7 +48,7 @@ fn mistakes_are_named() {
     let (broken, foreign) =
         (file("broken.json", "{\"schema\": 1"), file("foreign.json", "{\"schema\": 99}"));
     let (broken, foreign) = (broken.as_str(), foreign.as_str());
-    let table: [(&[&str], &str); 24] = [
+    let table: [(&[&str], &str); 26] = [
         (&["conformance"], "--cases <DIR>"),
         (&["conformance", "--cases", "no/such"], "error: no/such: "),
         (&["conformance", "--cases", empty], "no .safetensors file"),
@@ -87,6 +87,8 @@ fn mistakes_are_named() {
         (&["bench", "fft", "--baseline", broken], "not JSON"),
         (&["bench", "fft", "--baseline", foreign], "expected schema 1 of tilewise bench, got 99"),
         (&["bench", "fft", "--json", "no/such/place.json"], "error: no/such/place.json: "),
+        (&["tune", "--op", "fft"], "fft has no tiles to choose"),
+        (&["tune", "--op", "linear", "--shape", "seq=x"], "seq: expected numbers"),
         (&["simulate", "na", "--map", "56x56"], "--kernel <K[xK[xK]]>"),
         (&["simulate", "na", "--map", "8x8", "--kernel", "9"], "kernel_size[0]"),
         (&["simulate", "na", "--map", "8x8", "--kernel", "3x3x3"], "--kernel has 3 axes"),
@@ -96,7 +98,8 @@ fn mistakes_are_named() {
         let said = refused(args);
         assert!(said.contains(want), "{args:?}: wanted {want:?} in {said}");
     }
-    for command in [&["devices"][..], &["demo"], &["conformance"], &["bench"], &["simulate", "na"]]
+    for command in
+        [&["devices"][..], &["demo"], &["conformance"], &["bench"], &["tune"], &["simulate", "na"]]
     {
         let help = tilewise(&[command, &["--help"]].concat());
         assert!(help.status.success());
@@ -272,4 +275,58 @@ fn a_bench_leaves_a_report_that_a_later_one_is_compared_with() {
     assert_eq!(said.matches("SLOWER").count(), 2, "{said}");
     let output = bench(&[&compared[..], &["--fail-on-regression"]].concat()).expect("a device");
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+}
+
+#[test]
+fn tiles_are_tuned_into_a_file_that_is_trusted_only_if_it_is_sound() {
+    let dir = folder("cli-tune");
+    let path = dir.join("tiles.json").to_str().expect("a plain path").to_string();
+    let listed = tilewise(&["tune", "--dry-run"]);
+    if text(&listed.stderr).contains("no adapter found") {
+        let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+        assert!(allowed, "{}", text(&listed.stderr));
+        return;
+    }
+    let said = text(&listed.stdout);
+    assert!(listed.status.success(), "{}", text(&listed.stderr));
+    for op in ["\nattention f32", "\nlinear_attention f32", "\nneighborhood f32", "\ngaunt f32"] {
+        assert!(said.contains(op), "{op} in {said}");
+    }
+    assert!(said.contains("  algorithm fourier"), "{said}");
+
+    let missing = refused(&["bench", "fft", "--quick", "--tuning", "no/such.json"]);
+    assert!(missing.contains("--tuning no/such.json: no such file"), "{missing}");
+
+    let problem = ["--shape", "lmax=2,products=500"];
+    let tune = [&["tune", "--op", "gaunt", "--file", &path][..], &problem].concat();
+    std::fs::write(&path, "not a table").expect("written");
+    let output = tilewise(&tune);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("not a tuning table"), "{said}");
+    let read = || std::fs::read_to_string(&path).expect("written");
+    let mut table: serde_json::Value = serde_json::from_str(&read()).expect("valid JSON");
+    assert_eq!(table["origin"]["schema"], 1);
+    assert!(table["tuning"]["entries"].is_object(), "{table}");
+    assert_eq!(std::fs::read_dir(&dir).expect("a folder").count(), 1);
+
+    // an entry that is no tile at all, and then a table of another device
+    let quick = ["bench", "gaunt", "--quick", "--samples", "1", "--tuning", &path];
+    let bench = [&quick[..], &problem].concat();
+    let first =
+        text(&tilewise(&["tune", "--op", "gaunt", "--dry-run", problem[0], problem[1]]).stdout);
+    let key = first.lines().find(|l| l.starts_with("gaunt ")).expect("a key");
+    table["tuning"]["entries"][key] =
+        serde_json::json!({ "linear_attention": { "chunk_size": 7 } });
+    std::fs::write(&path, table.to_string()).expect("written");
+    let output = tilewise(&bench);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("tiles from a tuning table"));
+    assert!(text(&output.stderr).contains("passed over"), "{}", text(&output.stderr));
+    table["origin"]["driver"] = "another".into();
+    std::fs::write(&path, table.to_string()).expect("written");
+    let output = tilewise(&bench);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("its tiles are not used"), "{}", text(&output.stderr));
+    assert!(!text(&output.stdout).contains("tiles from a tuning table"));
 }

@@ -6,7 +6,7 @@ mod common;
 
 use common::uniformity;
 use tilewise::{
-    Caps, Context, DType, Error, Layout, Tensor, TensorView, Tier,
+    Caps, Context, DType, Error, Layout, Tensor, TensorView, Tier, Tuned, Tuning,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment,
         KvAppend, KvAppendShape, MAX_HEAD_DIM, Mask, Merge, MergeShape, Split, Tiles,
@@ -640,4 +640,115 @@ fn a_context_crosses_threads() {
             });
         }
     });
+}
+
+/// A context whose table has one entry.
+fn tuned(ctx: &Context, key: String, tuned: Tuned) -> Context {
+    ctx.with_tuning(Tuning { entries: [(key, tuned)].into() })
+}
+
+#[test]
+fn a_tuning_table_changes_the_plan_and_never_makes_it_illegal() {
+    use tilewise::gaunt::{Algorithm as Route, GauntShape, GauntTensorProduct};
+    use tilewise::linear_attention::{LinearAttention, LinearAttentionShape};
+    use tilewise::neighborhood::{NeighborhoodAttention, NeighborhoodShape, NeighborhoodTiles};
+
+    let ctx = noop();
+    let caps = &ctx.caps;
+    let foreign = Tuned::LinearAttention { chunk_size: 4 };
+
+    let shape = AttentionShape::self_attention(1, 100, 2, 32);
+    let op = Attention::default();
+    let key = op.tuning_key(caps, &shape);
+    let own = op.plan(&ctx, shape).unwrap();
+    let all = op.candidates(caps, &shape);
+    assert_eq!(all[0], own.tiles());
+    let other = *all.last().unwrap();
+    let entry = |t: Tiles| Tuned::Attention {
+        workgroup: t.workgroup,
+        queries: t.queries,
+        block_k: t.block_k,
+    };
+    let plan = op.plan(&tuned(&ctx, key.clone(), entry(other)), shape).unwrap();
+    assert_eq!(plan.tiles(), other);
+    assert_ne!(plan.wgsl(), own.wgsl());
+    // tiles that the caller names count more than a table's
+    let named = Attention { tiles: Some(all[0]), ..op };
+    let plan = named.plan(&tuned(&ctx, key.clone(), entry(other)), shape).unwrap();
+    assert_eq!(plan.tiles(), all[0]);
+    // too large, not whole subgroups, nothing at all, of another operator
+    let bad = [
+        Tiles { workgroup: 1 << 20, ..other },
+        Tiles { workgroup: other.workgroup + 1, ..other },
+        Tiles { queries: 1 << 16, block_k: 1 << 16, ..other },
+        Tiles { queries: 0, ..other },
+    ];
+    for entry in bad.map(entry).into_iter().chain([foreign.clone()]) {
+        let plan = op.plan(&tuned(&ctx, key.clone(), entry.clone()), shape).unwrap();
+        assert_eq!(plan.wgsl(), own.wgsl(), "{entry:?}");
+    }
+    // keys of other problems are not looked at; the batch and the number of keys are in none
+    let plan = op.plan(&tuned(&ctx, "attention".into(), entry(other)), shape).unwrap();
+    assert_eq!(plan.tiles(), own.tiles());
+    let longer = AttentionShape { batch: 3, seq_k: 5000, ..shape };
+    assert_eq!(op.tuning_key(caps, &longer), key);
+    let causal = Attention { mask: Mask::Causal(CausalAlignment::BottomRight), ..op };
+    assert_ne!(causal.tuning_key(caps, &shape), key);
+    // a problem that is refused says so itself
+    let none = AttentionShape { heads: 0, ..shape };
+    let key_of_none = op.tuning_key(caps, &none);
+    let error = op.plan(&tuned(&ctx, key_of_none, entry(other)), none).unwrap_err();
+    assert!(matches!(error, Error::Shape { what: "heads", .. }), "{error}");
+
+    let shape = LinearAttentionShape::new(1, 100, 2, 32, 32);
+    let op = LinearAttention::default();
+    let key = op.tuning_key(caps, &shape);
+    let own = op.plan(&ctx, shape).unwrap().wgsl();
+    let size = *op.chunk_sizes(caps, &shape).iter().find(|&&c| c > 1 && c < 16).unwrap();
+    for (chunk_size, changes) in [(size, true), (3, false), (1 << 30, false), (0, false)] {
+        let entry = Tuned::LinearAttention { chunk_size };
+        let plan = op.plan(&tuned(&ctx, key.clone(), entry), shape).unwrap();
+        assert_eq!(plan.wgsl() != own, changes, "{chunk_size}");
+    }
+
+    let shape = NeighborhoodShape { spatial: [20, 20], ..Default::default() };
+    let op = NeighborhoodAttention::new([5, 5]);
+    let key = op.tuning_key(caps, &shape);
+    let own = op.plan(&ctx, shape).unwrap();
+    let other = *op.tile_candidates(caps, &shape).unwrap().last().unwrap();
+    let entry = |t: NeighborhoodTiles<2>, tile: &[u32]| Tuned::Neighborhood {
+        axis: u32::try_from(t.axis).unwrap(),
+        tile: tile.to_vec(),
+        slots: t.slots,
+        block_k: t.block_k,
+        lanes: t.lanes,
+    };
+    let plan = op.plan(&tuned(&ctx, key.clone(), entry(other, &other.tile)), shape).unwrap();
+    assert_eq!(plan.tiles(), other);
+    assert_ne!(plan.tiles(), own.tiles());
+    for entry in [
+        entry(other, &[4]),
+        entry(other, &[0, 4]),
+        entry(NeighborhoodTiles { axis: 9, ..other }, &other.tile),
+        entry(NeighborhoodTiles { lanes: 3, ..other }, &other.tile),
+        entry(NeighborhoodTiles { slots: 4096, ..other }, &other.tile),
+        foreign.clone(),
+    ] {
+        let plan = op.plan(&tuned(&ctx, key.clone(), entry.clone()), shape).unwrap();
+        assert_eq!(plan.tiles(), own.tiles(), "{entry:?}");
+    }
+
+    let op = GauntTensorProduct::new(4, 4);
+    let shape = GauntShape { batch: 1, channels: 8 };
+    let key = op.tuning_key(caps);
+    let own = op.plan(&ctx, shape).unwrap();
+    let entry = Tuned::Gaunt { algorithm: Route::Fourier };
+    let plan = op.plan(&tuned(&ctx, key.clone(), entry.clone()), shape).unwrap();
+    assert_eq!(plan.options().algorithm, Some(Route::Fourier));
+    assert_ne!(plan.wgsl(), own.wgsl());
+    assert_eq!(op.plan(&tuned(&ctx, key, foreign), shape).unwrap().wgsl(), own.wgsl());
+    // a vector product has no Fourier route
+    let vector = GauntTensorProduct { coupling: tilewise::gaunt::Coupling::Vector, ..op };
+    let plan = vector.plan(&tuned(&ctx, vector.tuning_key(caps), entry), shape).unwrap();
+    assert_eq!(plan.options().algorithm, Some(vector.select(caps)));
 }

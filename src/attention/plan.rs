@@ -9,6 +9,7 @@ use crate::{
     caps::UNROLLED,
     element::TensorDecl,
     shader::{Key, Source, source},
+    tuning::{Tuned, plan_or, refuse},
 };
 
 const FLASH: Source = source!("attention/flash.wgsl");
@@ -60,11 +61,73 @@ impl Attention {
     /// device or the integers are too small,
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
-        let plan = self.design(&ctx.caps, shape)?;
+        let plan = self.design_tuned(ctx, shape)?;
         for key in plan.keys(Variant::default()) {
             ctx.kernel(key)?;
         }
         Ok(plan)
+    }
+
+    /// [`Attention::design`], with the tiles that the context's table has for it.
+    fn design_tuned(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
+        let caps = &ctx.caps;
+        let tuned = self.tunable().then(|| ctx.tuning()).flatten().and_then(|table| {
+            let entry = table.entries.get(&self.tuning_key(caps, &shape))?;
+            let &Tuned::Attention { workgroup, queries, block_k } = entry else {
+                return Some(Err(refuse(OP, "the entry is of another operator")));
+            };
+            let tiles = Tiles { workgroup, queries, block_k };
+            if !self.candidates(caps, &shape).contains(&tiles) {
+                return Some(Err(refuse(OP, &format!("{tiles:?} is no candidate here"))));
+            }
+            let plan = Self { tiles: Some(tiles), ..*self }.design(caps, shape);
+            Some(plan.map(|plan| AttentionPlan { options: *self, ..plan }))
+        });
+        plan_or(|| self.tuning_key(caps, &shape), tuned, || self.design(caps, shape))
+    }
+
+    /// Whether a table is asked: not where options constrain tiles by more than their sizes.
+    fn tunable(&self) -> bool {
+        let plain = Self {
+            mask: self.mask,
+            scale: self.scale,
+            dtype: self.dtype,
+            split: self.split,
+            ..Self::default()
+        };
+        *self == plain
+    }
+
+    /// The class of problems that a [`Tuning`](crate::Tuning) knows this one by. Neither the batch
+    /// nor the number of keys is part of it: a row's bits must not depend on them.
+    pub fn tuning_key(&self, caps: &Caps, shape: &AttentionShape) -> String {
+        format!(
+            "attention {} {} d{} v{} group{} {} {}",
+            self.dtype,
+            caps.tier,
+            shape.head_dim,
+            shape.head_dim_v,
+            shape.heads / shape.heads_kv.max(1),
+            if self.mask == Mask::None { "full" } else { "causal" },
+            if self.split_keys(shape).is_some() { "split" } else { "whole" },
+        )
+    }
+
+    /// Tiles worth measuring: those of [`Attention::supported_tiles`] that fit the options and
+    /// that the driver compiles in good time, the planner's choice first.
+    pub fn candidates(&self, caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
+        let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
+        let unrolled = |t: &Tiles| chunks.saturating_mul(t.queries).saturating_mul(t.block_k);
+        let own = self.fit(caps, shape, select_tiles(caps, shape));
+        let most = caps.unrolled.max(unrolled(&own));
+        let mut all = vec![own];
+        let block = |t: &Tiles| self.most_block(shape).is_none_or(|most| t.block_k <= most);
+        all.extend(
+            Self::supported_tiles(caps, shape)
+                .into_iter()
+                .filter(|t| *t != own && block(t) && unrolled(t) <= most),
+        );
+        all
     }
 
     /// The checks and choices of [`Attention::plan`] without a device: nothing is compiled.

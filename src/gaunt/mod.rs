@@ -38,7 +38,11 @@ pub use harmonics::*;
 pub use many_body::*;
 pub use transforms::*;
 
-use crate::{Caps, Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs};
+use crate::{
+    Caps, Context, DType, Error, Layout, Result, TensorView,
+    dispatch::distinct_outputs,
+    tuning::{Tuned, plan_or, refuse},
+};
 
 /// Largest degree of an input of a product.
 pub const MAX_LMAX: u32 = 32;
@@ -103,6 +107,8 @@ pub enum Coupling {
 
 /// How the product is computed. All give the same result to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "cli", serde(rename_all = "snake_case"))]
 pub enum Algorithm {
     /// The non-zero coefficients, one by one: `O(L^5)`. The baseline; wins at small degrees.
     Table,
@@ -231,6 +237,25 @@ impl GauntTensorProduct {
         check_degree(OP, "lmax1", self.lmax1, MAX_LMAX)?;
         check_degree(OP, "lmax2", self.lmax2, MAX_LMAX)?;
         check_degree(OP, "lmax_out", self.lmax_out, 2 * MAX_LMAX)?;
+        let tuned = self.algorithm.is_none().then(|| ctx.tuning()).flatten().and_then(|table| {
+            let Tuned::Gaunt { algorithm } = table.entries.get(&self.tuning_key(&ctx.caps))? else {
+                return Some(Err(refuse(OP, "the entry is of another operator")));
+            };
+            Some(Self { algorithm: Some(*algorithm), ..*self }.plan_by(ctx, shape))
+        });
+        plan_or(|| self.tuning_key(&ctx.caps), tuned, || self.plan_by(ctx, shape))
+    }
+
+    /// The class of problems that a [`Tuning`](crate::Tuning) knows this one by.
+    pub fn tuning_key(&self, caps: &Caps) -> String {
+        let vector = if self.coupling == Coupling::Vector { " vector" } else { "" };
+        let [l1, l2, l3] = [self.lmax1, self.lmax2, self.lmax_out];
+        format!("gaunt {} {} l{l1} l{l2} l{l3}{vector}", self.dtype, caps.tier)
+    }
+
+    /// [`GauntTensorProduct::plan`] after the degrees are checked, by the algorithm of the options
+    /// or the planner's.
+    fn plan_by(&self, ctx: &Context, shape: GauntShape) -> Result<GauntPlan> {
         let algorithm = self.select(&ctx.caps);
         let vector = self.coupling == Coupling::Vector;
         if vector && algorithm == Algorithm::Fourier {

@@ -1,15 +1,16 @@
 //! Recording a plan's kernels.
 
 use super::{
-    Decay, LinearAttention, LinearAttentionShape, Normalize, OP, Update, narrow,
+    Decay, Form, LinearAttention, LinearAttentionShape, Normalize, OP, Update, narrow,
     plan::{
         Aligned, Design, Engine, MAX_PACKED, PARAMS_BYTES, PLAIN_WORKGROUP, Role, Split, compile,
     },
 };
 use crate::{
-    Context, DType, Error, Result, TensorView, Tier,
+    Caps, Context, DType, Error, Result, TensorView, Tier,
     dispatch::{Resource, dispatch, fold},
     shader::Key,
+    tuning::{Tuned, plan_or, refuse},
 };
 
 /// The tensors of one linear attention call. Axis orders are those of
@@ -149,7 +150,44 @@ impl LinearAttention {
     /// other, [`Error::Limit`] where the device or the integers are too small,
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: LinearAttentionShape) -> Result<LinearAttentionPlan> {
-        Inner::new(self, ctx, shape, true).map(LinearAttentionPlan)
+        let tuned = self.tunable(&shape).then(|| ctx.tuning()).flatten().and_then(|table| {
+            let entry = table.entries.get(&self.tuning_key(&ctx.caps, &shape))?;
+            let &Tuned::LinearAttention { chunk_size } = entry else {
+                return Some(Err(refuse(OP, "the entry is of another operator")));
+            };
+            let op = Self { chunk_size: Some(chunk_size), ..self.clone() };
+            Some(Inner::new(&op, ctx, shape, true))
+        });
+        let key = || self.tuning_key(&ctx.caps, &shape);
+        plan_or(key, tuned, || Inner::new(self, ctx, shape, true)).map(LinearAttentionPlan)
+    }
+
+    /// Whether a table is asked: for prefill with the chunk size left open.
+    fn tunable(&self, shape: &LinearAttentionShape) -> bool {
+        let decode = self.causal && shape.seq_k <= 8;
+        self.chunk_size.is_none() && self.form != Form::Recurrent && !decode
+    }
+
+    /// The class of problems that a [`Tuning`](crate::Tuning) knows this one by.
+    pub fn tuning_key(&self, caps: &Caps, shape: &LinearAttentionShape) -> String {
+        let decay = match self.decay {
+            Decay::None => "none",
+            Decay::PerHead(_) => "head",
+            Decay::PerToken => "token",
+            Decay::PerChannel => "channel",
+        };
+        let norm = if self.normalize == Normalize::None { "" } else { " normalised" };
+        format!(
+            "linear_attention {} {} k{} v{} decay-{decay} {:?} {:?} {:?}{}{norm}",
+            self.dtype,
+            caps.tier,
+            shape.key_dim,
+            shape.value_dim,
+            self.update,
+            self.feature_map,
+            self.form,
+            if self.causal { " causal" } else { "" },
+        )
     }
 
     /// Plans the final state alone; `scale`, `causal` and `seq_q` play no part (but for the

@@ -518,6 +518,19 @@ fn chunk_sizes(
     found
 }
 
+impl LinearAttention {
+    /// Chunk sizes that [`LinearAttention::chunk_size`] accepts for this problem on such a device,
+    /// largest first; empty if the problem is refused.
+    pub fn chunk_sizes(&self, caps: &Caps, shape: &LinearAttentionShape) -> Vec<u32> {
+        let Ok(features) = check(self, shape) else { return Vec::new() };
+        let size = |e| match e {
+            Engine::Chunk { chunk, .. } => Some(chunk),
+            _ => None,
+        };
+        chunk_sizes(caps, shape, features, self).into_iter().filter_map(size).collect()
+    }
+}
+
 fn chunk_engine(
     caps: &Caps,
     s: &LinearAttentionShape,

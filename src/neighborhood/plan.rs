@@ -14,6 +14,7 @@ use crate::{
     dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
     shader::{Key, Source, source},
+    tuning::{Tuned, plan_or, refuse},
 };
 
 const FUSED: Source = source!("neighborhood/fused.wgsl");
@@ -177,7 +178,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// too small, [`Error::Argument`] for tiles that the problem cannot have, [`Error::Compile`],
     /// [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: NeighborhoodShape<D>) -> Result<NeighborhoodPlan<D>> {
-        let mut plan = self.design(&ctx.caps, shape)?;
+        let mut plan = self.design_tuned(ctx, shape)?;
         if self.algorithm == Algorithm::Fused
             && self.is_full(&shape)
             && self.bias == RelativeBias::None
@@ -208,6 +209,69 @@ impl<const D: usize> NeighborhoodAttention<D> {
             }
         }
         Ok(plan)
+    }
+
+    /// [`NeighborhoodAttention::design`], with the tiles that the context's table has for it.
+    fn design_tuned(
+        &self,
+        ctx: &Context,
+        shape: NeighborhoodShape<D>,
+    ) -> Result<NeighborhoodPlan<D>> {
+        let caps = &ctx.caps;
+        let open = self.algorithm == Algorithm::Fused && self.tiles.is_none();
+        let tuned =
+            open.then(|| ctx.tuning()).flatten().and_then(|table| {
+                let entry = table.entries.get(&self.tuning_key(caps, &shape))?;
+                let Tuned::Neighborhood { axis, tile, slots, block_k, lanes } = entry else {
+                    return Some(Err(refuse(OP, "the entry is of another operator")));
+                };
+                let (slots, block_k, lanes) = (*slots, *block_k, *lanes);
+                let tiles = <[u32; D]>::try_from(tile.as_slice()).ok().map(|tile| {
+                    NeighborhoodTiles { axis: *axis as usize, tile, slots, block_k, lanes }
+                });
+                // candidates have the lanes that subgroups need and texts that compilers take
+                let all = self.tile_candidates(caps, &shape).unwrap_or_default();
+                let Some(tiles) = tiles.filter(|tiles| all.contains(tiles)) else {
+                    return Some(Err(refuse(OP, "the tiles are no candidate here")));
+                };
+                let plan = Self { tiles: Some(tiles), ..*self }.design(caps, shape);
+                Some(plan.map(|plan| NeighborhoodPlan { op: *self, ..plan }))
+            });
+        plan_or(|| self.tuning_key(caps, &shape), tuned, || self.design(caps, shape))
+    }
+
+    /// The class of problems that a [`Tuning`](crate::Tuning) knows this one by: all but the batch
+    /// and the number of heads.
+    pub fn tuning_key(&self, caps: &Caps, shape: &NeighborhoodShape<D>) -> String {
+        format!(
+            "neighborhood {} {} map{:?} window{:?} stride{:?} dilation{:?} causal{:?} d{} v{} extra{} {:?} {:?}",
+            self.dtype,
+            caps.tier,
+            shape.spatial,
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self.is_causal,
+            shape.head_dim,
+            shape.head_dim_v,
+            shape.extra_tokens,
+            self.border,
+            self.bias,
+        )
+    }
+
+    /// Tiles that a plan on such a device may have, by predicted cost, the planner's choice first.
+    ///
+    /// # Errors
+    /// As [`NeighborhoodAttention::check`].
+    pub fn tile_candidates(
+        &self,
+        caps: &Caps,
+        shape: &NeighborhoodShape<D>,
+    ) -> Result<Vec<NeighborhoodTiles<D>>> {
+        let all = self.candidates(shape, workgroup(caps), &KernelCost::of(caps))?;
+        let fits = all.into_iter().filter(|c| c.simulation.trips <= caps.loop_trips);
+        Ok(fits.map(|c| c.tiles).collect())
     }
 
     /// The checks and choices of [`NeighborhoodAttention::plan`] without a device: nothing is

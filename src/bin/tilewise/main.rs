@@ -6,6 +6,8 @@ mod conformance;
 mod demo;
 mod devices;
 mod simulate;
+mod tune;
+mod tuning;
 
 use std::process::ExitCode;
 
@@ -26,6 +28,7 @@ Examples:
   tilewise conformance --cases tests/golden --op sdpa
   tilewise conformance --cases tests/golden --adapter all --dtype f16
   tilewise bench all --quick --plot report.html
+  tilewise tune
   tilewise simulate na --map 56x56 --kernel 7x7
 
 WGPU_BACKEND (vulkan, metal, dx12, gl) and WGPU_ADAPTER_NAME choose among adapters as in any wgpu
@@ -36,6 +39,9 @@ struct Cli {
     /// the high-performance one]
     #[arg(long, global = true, value_name = "NAME")]
     adapter: Option<String>,
+    /// For bench and demo, tiles that tilewise tune found: its file, or off [default: this adapter's, if there is one]
+    #[arg(long, global = true, value_name = "FILE|off")]
+    tuning: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -46,6 +52,7 @@ enum Command {
     Demo(demo::Args),
     Conformance(conformance::Args),
     Bench(bench::Args),
+    Tune(tune::Args),
     Simulate(simulate::Args),
 }
 
@@ -57,14 +64,16 @@ fn main() -> ExitCode {
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
     // a machine without a display tells so through EGL at every start
-    let filter = env_logger::Env::default().default_filter_or("error,wgpu_hal::gles::egl=off");
+    let filter =
+        env_logger::Env::default().default_filter_or("error,tilewise=warn,wgpu_hal::gles::egl=off");
     env_logger::Builder::from_env(filter).init();
-    let adapter = cli.adapter.as_deref();
+    let (adapter, tuning) = (cli.adapter.as_deref(), cli.tuning.as_deref());
     let result = match &cli.command {
         Command::Devices(args) => devices::run(args, adapter),
-        Command::Demo(args) => demo::run(args, adapter),
+        Command::Demo(args) => demo::run(args, adapter, tuning),
         Command::Conformance(args) => conformance::run(args, adapter),
-        Command::Bench(args) => bench::run(args, adapter),
+        Command::Bench(args) => bench::run(args, adapter, tuning),
+        Command::Tune(args) => tune::run(args, adapter),
         Command::Simulate(args) => simulate::run(args),
     };
     match result {

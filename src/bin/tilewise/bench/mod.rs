@@ -19,7 +19,7 @@ use tilewise::{
     wgpu,
 };
 
-use crate::{Failure, adapter};
+use crate::{Failure, adapter, tuning};
 use problem::{Case, OPS, Op, Ready, seconds, tolerance};
 use report::{Ceilings, Device, Report, Row, SCHEMA};
 
@@ -106,7 +106,7 @@ fn dtype(name: &str) -> DType {
 }
 
 /// Runs the bench.
-pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
+pub(crate) fn run(args: &Args, wanted: Option<&str>, table: Option<&str>) -> Result<bool, Failure> {
     if args.routes {
         if args.op != Op::Gaunt {
             return Err(format!("--routes is of gaunt, not of {}", args.op.name()).into());
@@ -123,12 +123,14 @@ pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
     for path in [&args.json, &args.csv, &plot].into_iter().flatten() {
         writable(path)?;
     }
-    let mut ctx = adapter::open(wanted)?;
+    let mut ctx = tuning::with_table(adapter::open(wanted)?, table)?;
     if let Some(tier) = args.tier {
         ctx = ctx.with_tier(tier)?;
     }
     let device = adapter::describe(&ctx.device.adapter_info());
-    println!("on {device}, {} kernels, {}", ctx.caps.tier, args.dtype);
+    let tuned = ctx.tuning().is_some();
+    let from = if tuned { ", tiles from a tuning table" } else { "" };
+    println!("on {device}, {} kernels, {}{from}", ctx.caps.tier, args.dtype);
     let bar = ProgressBar::new(cases.len() as u64 + 2).with_style(
         ProgressStyle::with_template("  {bar:30} {pos}/{len} {elapsed} {msg}")
             .expect("the template is valid"),
@@ -159,7 +161,7 @@ pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
         tilewise: env!("CARGO_PKG_VERSION").into(),
         time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         quick: args.quick,
-        tuned: false,
+        tuned,
         device: Device::of(&ctx),
         ceilings,
         results,
@@ -240,6 +242,26 @@ pub(crate) fn timed(
     Ok(Timed { samples: all, repeats, clock: once.clock })
 }
 
+/// A problem made ready, run once and found right, with its error.
+pub(crate) fn judged(
+    ctx: &Context,
+    case: &Case,
+    dtype: DType,
+    fill: f64,
+) -> Result<(Ready, f64), Failure> {
+    let name = format!("{} {}", case.op.name(), case.shape);
+    let ready = case.ready(ctx, dtype, fill).map_err(|e| format!("{name}: {e}"))?;
+    time(ctx, 1, |pass| (ready.runs[0])(pass))?;
+    let error = (ready.judge)(ctx)?;
+    let limit = tolerance(dtype);
+    // not a number is no pass
+    if error.is_nan() || error > limit {
+        let problem = format!("wrong by {error:.1e}, at most {limit:.1e} passes; not timed");
+        return Err(format!("{name}: {problem}").into());
+    }
+    Ok((ready, error))
+}
+
 /// Judges, then times.
 fn measure(
     ctx: &Context,
@@ -248,19 +270,10 @@ fn measure(
     samples: u32,
     quick: bool,
 ) -> Result<Row, Failure> {
-    let name = format!("{} {}", case.op.name(), case.shape);
     // larger than last-level caches
     let fill = if ctx.caps.cpu { 64e6 } else { 256e6 };
-    let ready = case.ready(ctx, dtype, fill).map_err(|e| format!("{name}: {e}"))?;
-    time(ctx, 1, |pass| (ready.runs[0])(pass))?;
-    let error = (ready.judge)(ctx)?;
-    let limit = tolerance(dtype);
-    // not a number is no pass
-    if error.is_nan() || error > limit {
-        return Err(
-            format!("{name}: wrong by {error:.1e}, at most {limit:.1e} passes; not timed").into()
-        );
-    }
+    let (ready, error) = judged(ctx, case, dtype, fill)?;
+    let name = format!("{} {}", case.op.name(), case.shape);
     let timed = timed(ctx, &ready, samples, if quick { 2e-3 } else { 1e-2 })?;
     let all = &timed.samples;
     let tier = ctx.caps.tier.to_string();
