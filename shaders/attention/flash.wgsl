@@ -53,6 +53,11 @@ const SPLIT: bool = true; // @spec
 // exp2 by multiply-adds
 const SOFT_EXP2: bool = false; // @spec
 // indices of unrolled blocks
+// keys whose scores are summed at a time, and how often in a block: so few that the sums stay in
+// registers
+const PASS_KEYS: u32 = 1u; // @spec
+const PASSES: u32 = 4u; // @spec
+const P: u32 = 0u;
 const C: u32 = 0u;
 const I: u32 = 0u;
 const J: u32 = 0u;
@@ -342,25 +347,27 @@ fn flash(
         s[I * BLOCK_K + J] = 0.0;
         // @end
         // @end
+        // @unroll P PASSES
         // @unroll C D4
-        // @unroll J BLOCK_K
+        // @unroll J PASS_KEYS
         {
             // @if SUBGROUP
-            let x = subgroupBroadcast(rows[(J * D4 + C) / LANES], (J * D4 + C) % LANES);
+            let x = subgroupBroadcast(rows[((P * PASS_KEYS + J) * D4 + C) / LANES], ((P * PASS_KEYS + J) * D4 + C) % LANES);
             // @else
             // @if STAGED
-            let x = k_tile[(start - tile + J) * D4 + C];
+            let x = k_tile[(start - tile + P * PASS_KEYS + J) * D4 + C];
             // @else
-            let x = k_row(k_base, pages, min(start + J, seq_k - 1u), C);
+            let x = k_row(k_base, pages, min(start + P * PASS_KEYS + J, seq_k - 1u), C);
             // @end
             // @end
             // @unroll I QUERIES
-            s[I * BLOCK_K + J] = fma(query[I * D4 + C].x, x.x, s[I * BLOCK_K + J]);
-            s[I * BLOCK_K + J] = fma(query[I * D4 + C].y, x.y, s[I * BLOCK_K + J]);
-            s[I * BLOCK_K + J] = fma(query[I * D4 + C].z, x.z, s[I * BLOCK_K + J]);
-            s[I * BLOCK_K + J] = fma(query[I * D4 + C].w, x.w, s[I * BLOCK_K + J]);
+            s[I * BLOCK_K + P * PASS_KEYS + J] = fma(query[I * D4 + C].x, x.x, s[I * BLOCK_K + P * PASS_KEYS + J]);
+            s[I * BLOCK_K + P * PASS_KEYS + J] = fma(query[I * D4 + C].y, x.y, s[I * BLOCK_K + P * PASS_KEYS + J]);
+            s[I * BLOCK_K + P * PASS_KEYS + J] = fma(query[I * D4 + C].z, x.z, s[I * BLOCK_K + P * PASS_KEYS + J]);
+            s[I * BLOCK_K + P * PASS_KEYS + J] = fma(query[I * D4 + C].w, x.w, s[I * BLOCK_K + P * PASS_KEYS + J]);
             // @end
         }
+        // @end
         // @end
         // @end
 

@@ -615,6 +615,9 @@ impl AttentionPlan {
         let partial = bounded(left) || bounded(right) || op.bias || op.visible || !whole;
         let lanes = self.lanes;
         let subgroup = self.tier == Tier::Subgroup;
+        // about four sums at a time: on Mesa's CPU driver 10 % faster than eight
+        let pass_keys =
+            (1..=(4 / t.queries).max(1)).rev().find(|n| t.block_k.is_multiple_of(*n)).unwrap_or(1);
         let spec = vec![
             ("HEAD_DIM", number(s.head_dim)),
             ("HEAD_DIM_V", number(s.head_dim_v)),
@@ -647,6 +650,8 @@ impl AttentionPlan {
             ("QUANTIZED", op.quantized.is_some().to_string()),
             ("SCALE_BLOCK", number(op.quantized.unwrap_or(1))),
             ("SPLIT", split.to_string()),
+            ("PASS_KEYS", number(pass_keys)),
+            ("PASSES", number(t.block_k / pass_keys)),
             ("SOFT_EXP2", self.soft_exp2.to_string()),
         ];
         Key { source: FLASH, entry: "flash", spec, tensors }
