@@ -97,7 +97,7 @@ pub(crate) fn page(report: &Report) -> Result<String, Failure> {
             out,
             "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{} to {}</td>\
              <td class=\"n\">{:.1}</td><td class=\"n\">{:.2}</td>\
-             <td><span class=\"bar\" style=\"width:{:.0}px\"></span>{:.0} % of {}</td><td class=\"n\">{:.0e}</td></tr>",
+             <td style=\"white-space:nowrap\"><span class=\"bar\" style=\"width:{:.0}px\"></span>{:.0} % of {}</td><td class=\"n\">{:.0e}</td></tr>",
             escape(&r.op),
             escape(&r.shape).replace(',', ", "),
             r.dtype,
@@ -229,7 +229,6 @@ fn curve(op: &str, axis: &str, lines: &Lines<'_>) -> Result<String, Failure> {
             .x_desc(axis)
             .y_desc("ms for one call")
             .x_labels(8)
-            .y_labels(5)
             .x_label_formatter(&|x| match (x - x.round()).abs() < 1e-6 {
                 true => label(x.exp2()),
                 false => String::new(),
