@@ -26,4 +26,4 @@ mod run;
 pub use case::{Case, CaseError, CaseTensor, Data, Expect, Tolerance, case_files};
 pub use judge::{Distance, judge};
 pub use results::write_result;
-pub use run::{Outcome, Output, Stop, Verdict, run, verdict};
+pub use run::{Outcome, Output, Stop, Verdict, run, run_guarded, verdict};

@@ -66,13 +66,27 @@ pub enum Verdict {
 /// A panic inside an operator is a bug of this crate; it becomes [`Stop::Failed`], so that the
 /// other cases still run.
 pub fn run(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+    run_guarded(ctx, case, dtype, 0)
+}
+
+/// [`run`], with every tensor in the middle of a larger buffer.
+///
+/// `margin` elements before and after the inputs are NaN, those around the outputs must be found
+/// unchanged; scratch buffers are NaN too. A write past an end is [`Stop::Failed`]; a read shows as a
+/// NaN among the outputs. Where 0, nothing lies around the tensors.
+pub fn run_guarded(ctx: &Context, case: &Case, dtype: DType, margin: u32) -> Outcome {
     if case.expect == Expect::Values && dtype != DType::F32 && !case.f16_applicable {
         return Err(Stop::Unsupported("the case is not for 16-bit tensors".into()));
     }
     let op = ops::find(&case.op).ok_or_else(|| {
         Stop::Unsupported(format!("{} is not an operator of this crate", case.op))
     })?;
-    let run = std::panic::AssertUnwindSafe(|| op(ctx, case, dtype));
+    let run = std::panic::AssertUnwindSafe(|| {
+        let rig = ops::Rig::new(ctx, margin);
+        let outputs = op(&rig, case, dtype)?;
+        rig.check()?;
+        Ok(outputs)
+    });
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()

@@ -42,6 +42,16 @@ pub(crate) struct Args {
     /// Kernels to run [default: the best that the adapter can]
     #[arg(long, value_parser = tiers())]
     tier: Option<Tier>,
+    /// Lay every tensor in the middle of a larger buffer, N elements from its ends: NaN around the
+    /// inputs, a pattern around the outputs that must stay; scratch buffers start as NaN
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        default_missing_value = "64",
+        value_parser = clap::value_parser!(u32).range(1..=4096)
+    )]
+    poison: Option<u32>,
     /// Write every verdict, with its distances, into FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -217,7 +227,7 @@ fn run_on(
     };
     for case in cases {
         bar.set_message(case.name.clone());
-        let outcome = conformance::run(&ctx, case, dtype);
+        let outcome = conformance::run_guarded(&ctx, case, dtype, args.poison.unwrap_or(0));
         if let Some(dir) = &out {
             conformance::write_result(dir, case, &outcome)?;
         }

@@ -1,13 +1,14 @@
 //! Softmax attention and what is built on it.
 
-use super::{Op, not_built, output, poisoned, submit, upload};
+use super::rig::{Rig, Tensor};
+use super::{Op, not_built};
 use crate::attention::{
     Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask, Merge,
     MergeArgs, MergeShape, TripleArgs, TripleAttention, TripleShape, Window,
 };
 use crate::conformance::case::{Case, Data};
 use crate::conformance::run::{Outcome, Output, Stop};
-use crate::{Context, DType, Layout, Result, Tensor, TensorView};
+use crate::{DType, Layout, Result, TensorView};
 
 /// The function of an operator of this family.
 pub(super) fn find(op: &str) -> Option<Op> {
@@ -30,10 +31,10 @@ fn heads_last(tensor: &Tensor<4>) -> Result<TensorView<'_, 4>> {
 }
 
 /// Buffer for a plan's scratch, if it needs one.
-fn scratch(ctx: &Context, plan: &AttentionPlan) -> Result<Option<wgpu::Buffer>> {
+fn scratch(rig: &Rig<'_>, plan: &AttentionPlan) -> Result<Option<wgpu::Buffer>> {
     match plan.scratch_bytes() {
         0 => Ok(None),
-        bytes => ctx.create_buffer("conformance", bytes, wgpu::BufferUsages::STORAGE).map(Some),
+        bytes => rig.scratch(bytes).map(Some),
     }
 }
 
@@ -106,7 +107,7 @@ fn visible(case: &Case, s: &AttentionShape) -> Result<Option<ByteMask>, Stop> {
     })
 }
 
-fn sdpa(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn sdpa(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([batch, heads, seq_q, head_dim], q) = case.input("in.q")?;
     let (k_shape @ [_, heads_kv, seq_k, _], k) = case.input("in.k")?;
     let (v_shape @ [_, _, _, head_dim_v], v) = case.input("in.v")?;
@@ -124,29 +125,33 @@ fn sdpa(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         dtype,
         ..Default::default()
     };
-    let plan = options.plan(ctx, shape)?;
+    let plan = options.plan(rig, shape)?;
 
-    let q = upload(ctx, [batch, heads, seq_q, head_dim], q, dtype)?;
-    let k = upload(ctx, k_shape, k, dtype)?;
-    let v = upload(ctx, v_shape, v, dtype)?;
+    let q = rig.upload([batch, heads, seq_q, head_dim], q, dtype)?;
+    let k = rig.upload(k_shape, k, dtype)?;
+    let v = rig.upload(v_shape, v, dtype)?;
     let slopes = match options.alibi {
         true => {
             let (shape, data) = case.input::<1>("in.slopes")?;
-            Some(Tensor::upload(ctx, shape, data)?)
+            Some(rig.upload(shape, data, DType::F32)?)
         }
         false => None,
     };
     let bias = match options.bias {
         true => {
             let (shape, data) = case.input::<4>("in.bias")?;
-            Some(Tensor::upload(ctx, shape, data)?)
+            Some(rig.upload(shape, data, DType::F32)?)
         }
         false => None,
     };
-    let visible = visible.map(|(shape, data)| Tensor::upload(ctx, shape, &data)).transpose()?;
-    let o = poisoned(ctx, [batch, heads, seq_q, head_dim_v], dtype)?;
-    let lse = poisoned(ctx, [batch, heads, seq_q], DType::F32)?;
-    let scratch = scratch(ctx, &plan)?;
+    let visible = visible.map(|(shape, data)| {
+        let data: Vec<f32> = data.into_iter().map(f32::from).collect();
+        rig.upload(shape, &data, DType::U8)
+    });
+    let visible = visible.transpose()?;
+    let o = rig.poisoned([batch, heads, seq_q, head_dim_v], dtype)?;
+    let lse = rig.poisoned([batch, heads, seq_q], DType::F32)?;
+    let scratch = scratch(rig, &plan)?;
     let args = AttentionArgs {
         lse: Some(lse.view()),
         slopes: slopes.as_ref().map(Tensor::view),
@@ -155,12 +160,12 @@ fn sdpa(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         scratch: scratch.as_ref(),
         ..AttentionArgs::new(heads_last(&q)?, heads_last(&k)?, heads_last(&v)?, heads_last(&o)?)
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.o", &o)?, output(ctx, "out.lse", &lse)?])
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.o", &o)?, rig.output("out.lse", &lse)?])
 }
 
 /// Packed sequences: `[tokens, heads, head_dim]`.
-fn varlen(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn varlen(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([seq_q, heads, head_dim], q) = case.input("in.q")?;
     let (k_shape @ [seq_k, heads_kv, _], k) = case.input("in.k")?;
     let (v_shape @ [_, _, head_dim_v], v) = case.input("in.v")?;
@@ -182,14 +187,14 @@ fn varlen(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         ..Default::default()
     };
     let shape = AttentionShape { batch: 1, seq_q, seq_k, heads, heads_kv, head_dim, head_dim_v };
-    let plan = options.plan(ctx, shape)?;
+    let plan = options.plan(rig, shape)?;
     let one = |[t, h, d]: [u32; 3]| [1, t, h, d];
-    let q = upload(ctx, [1, seq_q, heads, head_dim], q, dtype)?;
-    let k = upload(ctx, one(k_shape), k, dtype)?;
-    let v = upload(ctx, one(v_shape), v, dtype)?;
-    let o = poisoned(ctx, [1, seq_q, heads, head_dim_v], dtype)?;
-    let lse = poisoned(ctx, [1, heads, seq_q], DType::F32)?;
-    let scratch = scratch(ctx, &plan)?;
+    let q = rig.upload([1, seq_q, heads, head_dim], q, dtype)?;
+    let k = rig.upload(one(k_shape), k, dtype)?;
+    let v = rig.upload(one(v_shape), v, dtype)?;
+    let o = rig.poisoned([1, seq_q, heads, head_dim_v], dtype)?;
+    let lse = rig.poisoned([1, heads, seq_q], DType::F32)?;
+    let scratch = scratch(rig, &plan)?;
     let args = AttentionArgs {
         lse: Some(lse.view()),
         cu_seqlens_q: Some(&cu_q),
@@ -197,14 +202,14 @@ fn varlen(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         scratch: scratch.as_ref(),
         ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
     // the cases have no axis for the batch
     let unbatched = |output: Output| Output { shape: output.shape[1..].to_vec(), ..output };
-    Ok(vec![unbatched(output(ctx, "out.o", &o)?), unbatched(output(ctx, "out.lse", &lse)?)])
+    Ok(vec![unbatched(rig.output("out.o", &o)?), unbatched(rig.output("out.lse", &lse)?)])
 }
 
 /// Latent attention: one key head, whose first channels are the values.
-fn mla_decode(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn mla_decode(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([batch, heads, seq_q, head_dim], q) = case.input("in.q")?;
     let ([kv_batch, seq_k, width], kv) = case.input("in.kv")?;
     let head_dim_v = case.param_u32("d_latent")?;
@@ -218,44 +223,45 @@ fn mla_decode(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         ..Default::default()
     };
     let shape = AttentionShape { batch, seq_q, seq_k, heads, heads_kv: 1, head_dim, head_dim_v };
-    let plan = options.plan(ctx, shape)?;
-    let q = upload(ctx, [batch, heads, seq_q, head_dim], q, dtype)?;
-    let kv = upload(ctx, [kv_batch, seq_k, 1, width], kv, dtype)?;
-    let o = poisoned(ctx, [batch, heads, seq_q, head_dim_v], dtype)?;
-    let lse = poisoned(ctx, [batch, heads, seq_q], DType::F32)?;
-    let scratch = scratch(ctx, &plan)?;
-    let values = Layout { shape: [kv_batch, seq_k, 1, head_dim_v], ..kv.view().layout };
+    let plan = options.plan(rig, shape)?;
+    let q = rig.upload([batch, heads, seq_q, head_dim], q, dtype)?;
+    let kv = rig.upload([kv_batch, seq_k, 1, width], kv, dtype)?;
+    let o = rig.poisoned([batch, heads, seq_q, head_dim_v], dtype)?;
+    let lse = rig.poisoned([batch, heads, seq_q], DType::F32)?;
+    let scratch = scratch(rig, &plan)?;
+    let values =
+        Layout { shape: [kv_batch, seq_k, 1, head_dim_v], ..Layout::contiguous(kv.shape()) };
     let args = AttentionArgs {
         lse: Some(lse.view()),
         scratch: scratch.as_ref(),
         ..AttentionArgs::new(heads_last(&q)?, kv.view(), kv.view_as(values)?, heads_last(&o)?)
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.o", &o)?, output(ctx, "out.lse", &lse)?])
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.o", &o)?, rig.output("out.lse", &lse)?])
 }
 
-fn merge(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn merge(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let (o_shape @ [parts, batch, heads, seq, head_dim_v], o_parts) = case.input("in.o_parts")?;
     let (lse_shape, lse_parts) = case.input::<4>("in.lse_parts")?;
     let op = Merge { dtype, parts_dtype: dtype };
-    let plan = op.plan(ctx, MergeShape { parts, batch, seq, heads, head_dim_v })?;
-    let o_parts = upload(ctx, o_shape, o_parts, dtype)?;
-    let lse_parts = Tensor::upload(ctx, lse_shape, lse_parts)?;
-    let o = poisoned(ctx, [batch, heads, seq, head_dim_v], dtype)?;
-    let lse = poisoned(ctx, [batch, heads, seq], DType::F32)?;
+    let plan = op.plan(rig, MergeShape { parts, batch, seq, heads, head_dim_v })?;
+    let o_parts = rig.upload(o_shape, o_parts, dtype)?;
+    let lse_parts = rig.upload(lse_shape, lse_parts, DType::F32)?;
+    let o = rig.poisoned([batch, heads, seq, head_dim_v], dtype)?;
+    let lse = rig.poisoned([batch, heads, seq], DType::F32)?;
     let args = MergeArgs {
         o_parts: o_parts.view_as(Layout::contiguous(o_shape).permuted([0, 1, 3, 2, 4]))?,
         lse_parts: lse_parts.view(),
         o: heads_last(&o)?,
         lse: Some(lse.view()),
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.o", &o)?, output(ctx, "out.lse", &lse)?])
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.o", &o)?, rig.output("out.lse", &lse)?])
 }
 
 /// A plain call on heads-first inputs `in.q`, `in.k`, `in.v`; returns the output heads-first.
 fn plain(
-    ctx: &Context,
+    rig: &Rig<'_>,
     case: &Case,
     options: Attention,
     metric: Option<&Tensor<3>>,
@@ -264,26 +270,26 @@ fn plain(
     let (k_shape @ [_, heads_kv, seq_k, _], k) = case.input("in.k")?;
     let (v_shape @ [_, _, _, head_dim_v], v) = case.input("in.v")?;
     let shape = AttentionShape { batch, seq_q, seq_k, heads, heads_kv, head_dim, head_dim_v };
-    let plan = options.plan(ctx, shape)?;
+    let plan = options.plan(rig, shape)?;
     let dtype = options.dtype;
-    let q = upload(ctx, [batch, heads, seq_q, head_dim], q, dtype)?;
-    let k = upload(ctx, k_shape, k, dtype)?;
-    let v = upload(ctx, v_shape, v, dtype)?;
-    let o = poisoned(ctx, [batch, heads, seq_q, head_dim_v], dtype)?;
-    let scratch = scratch(ctx, &plan)?;
+    let q = rig.upload([batch, heads, seq_q, head_dim], q, dtype)?;
+    let k = rig.upload(k_shape, k, dtype)?;
+    let v = rig.upload(v_shape, v, dtype)?;
+    let o = rig.poisoned([batch, heads, seq_q, head_dim_v], dtype)?;
+    let scratch = scratch(rig, &plan)?;
     let args = AttentionArgs {
         metric: metric.map(Tensor::view),
         scratch: scratch.as_ref(),
         ..AttentionArgs::new(heads_last(&q)?, heads_last(&k)?, heads_last(&v)?, heads_last(&o)?)
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
     Ok(o)
 }
 
 /// Power-law graph attention with its matrices given.
-fn plga(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn plga(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let (shape, g) = case.input::<3>("in.G")?;
-    let g = Tensor::upload(ctx, shape, g)?;
+    let g = rig.upload(shape, g, DType::F32)?;
     let options = Attention {
         mask: mask(case)?,
         scale: case.param_f32("scale")?,
@@ -291,17 +297,17 @@ fn plga(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         dtype,
         ..Default::default()
     };
-    let o = plain(ctx, case, options, Some(&g))?;
-    Ok(vec![output(ctx, "out.o", &o)?])
+    let o = plain(rig, case, options, Some(&g))?;
+    Ok(vec![rig.output("out.o", &o)?])
 }
 
 /// Mixture of heads: attention, whose heads are weighted token by token. The gates are of the model's
 /// router and are applied here.
-fn moh(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn moh(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let options = Attention { scale: case.param_f32("scale")?, dtype, ..Default::default() };
-    let o = plain(ctx, case, options, None)?;
+    let o = plain(rig, case, options, None)?;
     let [batch, heads, seq, dim] = o.shape();
-    let o = output(ctx, "out.o", &o)?;
+    let o = rig.output("out.o", &o)?;
     let (shared, top) = (case.param_u32("shared")? as usize, case.param_u32("topk")? as usize);
     let (heads, routed) = (heads as usize, (heads as usize).saturating_sub(shared));
     if shared > heads || top == 0 || top > routed {
@@ -374,7 +380,7 @@ fn softmax(x: &[f32]) -> Vec<f64> {
     weights.iter().map(|w| w / sum).collect()
 }
 
-fn triple(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn triple(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     if case.has_param("mode") && case.param_str("mode")? != "simplicial" {
         let mode = case.param_str("mode")?;
         return Err(Stop::Unsupported(format!("triple_attention in mode {mode}")));
@@ -390,14 +396,14 @@ fn triple(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         dtype,
     };
     let shape = TripleShape { batch, seq_q, seq_1, seq_2, heads, heads_kv, head_dim, head_dim_v };
-    let plan = op.plan(ctx, shape)?;
-    let q = upload(ctx, q_shape, q, dtype)?;
-    let k1 = upload(ctx, k1_shape, k1, dtype)?;
-    let k2 = upload(ctx, k2_shape, k2, dtype)?;
-    let v1 = upload(ctx, v1_shape, v1, dtype)?;
-    let v2 = upload(ctx, v2_shape, v2, dtype)?;
-    let o = poisoned(ctx, [batch, heads, seq_q, head_dim_v], dtype)?;
-    let lse = poisoned(ctx, [batch, heads, seq_q], DType::F32)?;
+    let plan = op.plan(rig, shape)?;
+    let q = rig.upload(q_shape, q, dtype)?;
+    let k1 = rig.upload(k1_shape, k1, dtype)?;
+    let k2 = rig.upload(k2_shape, k2, dtype)?;
+    let v1 = rig.upload(v1_shape, v1, dtype)?;
+    let v2 = rig.upload(v2_shape, v2, dtype)?;
+    let o = rig.poisoned([batch, heads, seq_q, head_dim_v], dtype)?;
+    let lse = rig.poisoned([batch, heads, seq_q], DType::F32)?;
     let args = TripleArgs {
         q: heads_last(&q)?,
         k1: heads_last(&k1)?,
@@ -407,6 +413,6 @@ fn triple(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         o: heads_last(&o)?,
         lse: Some(lse.view()),
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.o", &o)?, output(ctx, "out.lse", &lse)?])
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.o", &o)?, rig.output("out.lse", &lse)?])
 }

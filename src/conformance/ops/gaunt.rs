@@ -1,10 +1,11 @@
 //! Gaunt tensor products and spherical harmonics.
 
-use super::{Op, output, poisoned, submit, upload};
+use super::Op;
+use super::rig::{Rig, Tensor};
 use crate::conformance::case::Case;
 use crate::conformance::run::{Outcome, Output, Stop};
 use crate::gaunt::*;
-use crate::{Context, DType, Layout, Result, Tensor, TensorView, reference};
+use crate::{DType, Layout, Result, TensorView, reference};
 
 /// The function of an operator of this family.
 pub(super) fn find(op: &str) -> Option<Op> {
@@ -37,28 +38,24 @@ fn product(case: &Case, dtype: DType) -> Result<GauntTensorProduct, Stop> {
 
 /// Runs one product: inputs `[batch, channels, n]` and their weights `[channels, lmax + 1]`.
 fn run<'a>(
-    ctx: &Context,
+    rig: &Rig<'_>,
     options: GauntTensorProduct,
     x: TensorView<'a, 3>,
     y: TensorView<'a, 3>,
     weights: [Option<TensorView<'a, 2>>; 3],
 ) -> Result<Tensor<3>> {
     let [batch, channels, _] = x.layout.shape;
-    let plan = options.plan(ctx, GauntShape { batch, channels })?;
-    let z = poisoned(ctx, [batch, channels, (options.lmax_out + 1).pow(2)], options.dtype)?;
-    let scratch = Tensor::zeros(
-        ctx,
-        [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)],
-        DType::F32,
-    )?;
+    let plan = options.plan(rig, GauntShape { batch, channels })?;
+    let z = rig.poisoned([batch, channels, (options.lmax_out + 1).pow(2)], options.dtype)?;
+    let scratch = rig.scratch(plan.scratch_bytes())?;
     let args = GauntArgs {
         weight1: weights[0],
         weight2: weights[1],
         weight_out: weights[2],
-        scratch: Some(scratch.buffer()),
+        scratch: Some(&scratch),
         ..GauntArgs::new(x, y, z.view())
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
     Ok(z)
 }
 
@@ -69,15 +66,15 @@ fn unit_rows(n: u32, inner: u32, outer: u32) -> Vec<f32> {
 }
 
 /// Every coefficient, as the product of unit vectors on the device.
-fn gaunt_coeffs(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn gaunt_coeffs(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let options = product(case, dtype)?;
     // also checks the degrees
     gaunt_coefficients(options.lmax1, options.lmax2, options.lmax_out, Coupling::Scalar)?;
     let [n1, n2, n3] = [options.lmax1, options.lmax2, options.lmax_out].map(|l| (l + 1).pow(2));
-    let x = upload(ctx, [n1 * n2, 1, n1], &unit_rows(n1, n2, 1), dtype)?;
-    let y = upload(ctx, [n1 * n2, 1, n2], &unit_rows(n2, 1, n1), dtype)?;
-    let z = run(ctx, options, x.view(), y.view(), [None; 3])?;
-    let mut g = output(ctx, "out.g", &z)?;
+    let x = rig.upload([n1 * n2, 1, n1], &unit_rows(n1, n2, 1), dtype)?;
+    let y = rig.upload([n1 * n2, 1, n2], &unit_rows(n2, 1, n1), dtype)?;
+    let z = run(rig, options, x.view(), y.view(), [None; 3])?;
+    let mut g = rig.output("out.g", &z)?;
     g.shape = vec![n1, n2, n3];
     Ok(vec![g])
 }
@@ -94,57 +91,59 @@ fn normalization(name: &str) -> Result<ShNormalization, Stop> {
 }
 
 /// Directions of a case, refused where there is none.
-fn directions(ctx: &Context, r: &[f32]) -> Result<Tensor<2>> {
-    upload_directions(ctx, r.as_chunks::<3>().0)
+fn directions(rig: &Rig<'_>, r: &[f32]) -> Result<Tensor<2>> {
+    let (vectors, _) = r.as_chunks::<3>();
+    check_directions(vectors)?;
+    rig.upload([u32::try_from(vectors.len()).unwrap_or(u32::MAX), 3], r, DType::F32)
 }
 
-fn spherical_harmonics(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn spherical_harmonics(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([n, _], r) = case.input::<2>("in.r")?;
     let lmax = case.param_u32("L")?;
     let normalization = normalization(case.param_str("normalization")?)?;
-    let plan = SphericalHarmonics { lmax, normalization, dtype }.plan(ctx, n)?;
-    let r = directions(ctx, r)?;
-    let y = poisoned(ctx, [n, (lmax + 1).pow(2)], dtype)?;
+    let plan = SphericalHarmonics { lmax, normalization, dtype }.plan(rig, n)?;
+    let r = directions(rig, r)?;
+    let y = rig.poisoned([n, (lmax + 1).pow(2)], dtype)?;
     let args = SphericalHarmonicsArgs { r: r.view(), y: y.view(), weight: None };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.y", &y)?])
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.y", &y)?])
 }
 
-fn gaunt_tp(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn gaunt_tp(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let options = product(case, dtype)?;
     let (x_shape, x) = case.input::<3>("in.x")?;
     let (y_shape, y) = case.input::<3>("in.y")?;
-    let (x, y) = (upload(ctx, x_shape, x, dtype)?, upload(ctx, y_shape, y, dtype)?);
+    let (x, y) = (rig.upload(x_shape, x, dtype)?, rig.upload(y_shape, y, dtype)?);
     let mut weights: [Option<Tensor<2>>; 3] = [None, None, None];
     for (weight, name) in weights.iter_mut().zip(["in.w1", "in.w2", "in.w3"]) {
         if case.tensor(name).is_some() {
             let (shape, w) = case.input::<2>(name)?;
-            *weight = Some(upload(ctx, shape, w, DType::F32)?);
+            *weight = Some(rig.upload(shape, w, DType::F32)?);
         }
     }
     let views = weights.each_ref().map(|w| w.as_ref().map(Tensor::view));
-    let z = run(ctx, options, x.view(), y.view(), views)?;
-    Ok(vec![output(ctx, "out.z", &z)?])
+    let z = run(rig, options, x.view(), y.view(), views)?;
+    Ok(vec![rig.output("out.z", &z)?])
 }
 
 /// Gradients of `sum(z * dz)` are products too.
-fn gaunt_tp_bwd(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn gaunt_tp_bwd(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     if ["in.w1", "in.w2", "in.w3"].iter().any(|w| case.tensor(w).is_some()) {
         return Err(Stop::Unsupported("gradients of weights".into()));
     }
     let options = product(case, dtype)?;
     let [x, y, dz] = ["in.x", "in.y", "in.dz"].map(|name| -> Result<Tensor<3>, Stop> {
         let (shape, data) = case.input::<3>(name)?;
-        Ok(upload(ctx, shape, data, dtype)?)
+        Ok(rig.upload(shape, data, dtype)?)
     });
     let (x, y, dz) = (x?, y?, dz?);
-    let z = run(ctx, options, x.view(), y.view(), [None; 3])?;
-    let dx = run(ctx, options.gradient1(), y.view(), dz.view(), [None; 3])?;
-    let dy = run(ctx, options.gradient2(), dz.view(), x.view(), [None; 3])?;
-    Ok(vec![output(ctx, "out.z", &z)?, output(ctx, "out.dx", &dx)?, output(ctx, "out.dy", &dy)?])
+    let z = run(rig, options, x.view(), y.view(), [None; 3])?;
+    let dx = run(rig, options.gradient1(), y.view(), dz.view(), [None; 3])?;
+    let dy = run(rig, options.gradient2(), dz.view(), x.view(), [None; 3])?;
+    Ok(vec![rig.output("out.z", &z)?, rig.output("out.dx", &dx)?, rig.output("out.dy", &dy)?])
 }
 
-fn gaunt_conv(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn gaunt_conv(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let p = product(case, dtype)?;
     let (x_shape @ [edges, channels, _], x) = case.input::<3>("in.x")?;
     let (h_shape, h) = case.input::<2>("in.h")?;
@@ -156,21 +155,17 @@ fn gaunt_conv(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         dtype,
         ..Default::default()
     };
-    let plan = options.plan_messages(ctx, edges, channels)?;
-    let (x, r) = (upload(ctx, x_shape, x, dtype)?, directions(ctx, r)?);
-    let filter = upload(ctx, h_shape, h, DType::F32)?;
+    let plan = options.plan_messages(rig, edges, channels)?;
+    let (x, r) = (rig.upload(x_shape, x, dtype)?, directions(rig, r)?);
+    let filter = rig.upload(h_shape, h, DType::F32)?;
     let shared = Layout {
         shape: [edges, channels, p.lmax2 + 1],
         strides: [(p.lmax2 + 1).into(), 0, 1],
         offset: 0,
     };
-    let y = poisoned(ctx, [edges, (p.lmax2 + 1).pow(2)], DType::F32)?;
-    let messages = poisoned(ctx, [edges, channels, (p.lmax_out + 1).pow(2)], dtype)?;
-    let scratch = Tensor::zeros(
-        ctx,
-        [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)],
-        DType::F32,
-    )?;
+    let y = rig.poisoned([edges, (p.lmax2 + 1).pow(2)], DType::F32)?;
+    let messages = rig.poisoned([edges, channels, (p.lmax_out + 1).pow(2)], dtype)?;
+    let scratch = rig.scratch(plan.scratch_bytes())?;
     let args = GauntConvolutionArgs {
         x: x.view(),
         r: r.view(),
@@ -178,52 +173,47 @@ fn gaunt_conv(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         y: y.view(),
         messages: messages.view(),
         out: None,
-        scratch: Some(scratch.buffer()),
+        scratch: Some(&scratch),
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
     // the case's y is weighted already
-    let weighted = poisoned(ctx, [edges, (p.lmax2 + 1).pow(2)], dtype)?;
+    let weighted = rig.poisoned([edges, (p.lmax2 + 1).pow(2)], dtype)?;
     let harmonics =
-        SphericalHarmonics { lmax: p.lmax2, dtype, ..Default::default() }.plan(ctx, edges)?;
+        SphericalHarmonics { lmax: p.lmax2, dtype, ..Default::default() }.plan(rig, edges)?;
     let args =
         SphericalHarmonicsArgs { r: r.view(), y: weighted.view(), weight: Some(filter.view()) };
-    submit(ctx, |encoder| harmonics.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.y", &weighted)?, output(ctx, "out.z", &messages)?])
+    rig.submit(|encoder| harmonics.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.y", &weighted)?, rig.output("out.z", &messages)?])
 }
 
-fn gaunt_many_body(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn gaunt_many_body(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let (shape @ [batch, channels, _], x) = case.input::<3>("in.x")?;
     let (lmax, power, lmax_out) =
         (case.param_u32("L")?, case.param_u32("nu")?, case.param_u32("Lout")?);
     let options = GauntManyBody { dtype, ..GauntManyBody::power(lmax, power, lmax_out) };
-    let plan = options.plan(ctx, GauntShape { batch, channels })?;
-    let x = upload(ctx, shape, x, dtype)?;
-    let z = poisoned(ctx, [batch, channels, (lmax_out + 1).pow(2)], dtype)?;
-    let scratch = Tensor::zeros(
-        ctx,
-        [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)],
-        DType::F32,
-    )?;
-    let args =
-        GauntManyBodyArgs { inputs: &[x.view()], z: z.view(), scratch: Some(scratch.buffer()) };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.z", &z)?])
+    let plan = options.plan(rig, GauntShape { batch, channels })?;
+    let x = rig.upload(shape, x, dtype)?;
+    let z = rig.poisoned([batch, channels, (lmax_out + 1).pow(2)], dtype)?;
+    let scratch = rig.scratch(plan.scratch_bytes())?;
+    let args = GauntManyBodyArgs { inputs: &[x.view()], z: z.view(), scratch: Some(&scratch) };
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.z", &z)?])
 }
 
 /// The product, and the product of the rotated inputs.
-fn gaunt_equivariance(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn gaunt_equivariance(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let options = product(case, dtype)?;
     let mut outputs = Vec::new();
     for (x, y, z) in [("in.x", "in.y", "out.z"), ("in.x_rot", "in.y_rot", "out.z_rot")] {
         let (x_shape, x) = case.input::<3>(x)?;
         let (y_shape, y) = case.input::<3>(y)?;
-        let (x, y) = (upload(ctx, x_shape, x, dtype)?, upload(ctx, y_shape, y, dtype)?);
-        outputs.push(output(ctx, z, &run(ctx, options, x.view(), y.view(), [None; 3])?)?);
+        let (x, y) = (rig.upload(x_shape, x, dtype)?, rig.upload(y_shape, y, dtype)?);
+        outputs.push(rig.output(z, &run(rig, options, x.view(), y.view(), [None; 3])?)?);
     }
     Ok(outputs)
 }
 
-fn s2grid(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn s2grid(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let (shape @ [batch, channels, _], x) = case.input::<3>("in.x")?;
     let grid = SphereGrid {
         lmax: case.param_u32("L")?,
@@ -231,17 +221,13 @@ fn s2grid(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         n_alpha: case.param_u32("n_alpha")?,
         dtype,
     };
-    let plan = grid.plan(ctx, GauntShape { batch, channels })?;
-    let x = upload(ctx, shape, x, dtype)?;
-    let f = poisoned(ctx, [batch, channels, grid.n_beta, grid.n_alpha], dtype)?;
-    let scratch = Tensor::zeros(
-        ctx,
-        [u32::try_from(plan.scratch_bytes() / 4).unwrap_or(u32::MAX)],
-        DType::F32,
-    )?;
-    submit(ctx, |encoder| {
+    let plan = grid.plan(rig, GauntShape { batch, channels })?;
+    let x = rig.upload(shape, x, dtype)?;
+    let f = rig.poisoned([batch, channels, grid.n_beta, grid.n_alpha], dtype)?;
+    let scratch = rig.scratch(plan.scratch_bytes())?;
+    rig.submit(|encoder| {
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        plan.sh_to_grid(ctx, &mut pass, x.view(), f.view(), scratch.buffer())
+        plan.sh_to_grid(rig, &mut pass, x.view(), f.view(), &scratch)
     })?;
     #[expect(clippy::cast_possible_truncation, reason = "results are f32")]
     let list = |name: &str, values: Vec<f64>| Output {
@@ -250,25 +236,25 @@ fn s2grid(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         data: values.iter().map(|&v| v as f32).collect(),
     };
     Ok(vec![
-        output(ctx, "out.f", &f)?,
+        rig.output("out.f", &f)?,
         list("out.nodes", grid.nodes()),
         list("out.alpha", grid.longitudes()),
     ])
 }
 
-fn sh_to_fourier(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn sh_to_fourier(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let (shape @ [batch, channels, _], x) = case.input::<3>("in.x")?;
     let lmax = case.param_u32("L")?;
     let plan =
-        SphereFourier { lmax, band: lmax, dtype }.plan(ctx, GauntShape { batch, channels })?;
-    let x = upload(ctx, shape, x, dtype)?;
+        SphereFourier { lmax, band: lmax, dtype }.plan(rig, GauntShape { batch, channels })?;
+    let x = rig.upload(shape, x, dtype)?;
     let side = 2 * lmax + 1;
-    let c = poisoned(ctx, [batch, channels, side, side, 2], dtype)?;
-    submit(ctx, |encoder| {
+    let c = rig.poisoned([batch, channels, side, side, 2], dtype)?;
+    rig.submit(|encoder| {
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        plan.sh_to_fourier(ctx, &mut pass, x.view(), c.view())
+        plan.sh_to_fourier(rig, &mut pass, x.view(), c.view())
     })?;
-    let pairs = output(ctx, "out.c", &c)?;
+    let pairs = rig.output("out.c", &c)?;
     let part = |name: &str, at: usize| Output {
         name: name.into(),
         shape: vec![batch, channels, side, side],
@@ -279,21 +265,21 @@ fn sh_to_fourier(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
 
 /// The full product of unit vectors, undoing its component normalisation, is the coupling tensor.
 #[expect(clippy::cast_possible_truncation, reason = "results are f32")]
-fn cg_coeffs(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn cg_coeffs(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let lmax = case.param_u32("L")?;
     let irreps = Irreps::spherical_harmonics(lmax.min(MAX_CG_LMAX + 1));
     let cg = ClebschGordan { irreps1: irreps.clone(), irreps2: irreps, lmax_out: None, dtype };
     let n = (lmax.min(MAX_CG_LMAX + 1) + 1).pow(2);
-    let plan = cg.plan(ctx, n * n)?;
-    let x = upload(ctx, [n * n, n], &unit_rows(n, n, 1), dtype)?;
-    let y = upload(ctx, [n * n, n], &unit_rows(n, 1, n), dtype)?;
+    let plan = cg.plan(rig, n * n)?;
+    let x = rig.upload([n * n, n], &unit_rows(n, n, 1), dtype)?;
+    let y = rig.upload([n * n, n], &unit_rows(n, 1, n), dtype)?;
     let width = plan.dims()[2];
-    let z = poisoned(ctx, [n * n, width], dtype)?;
-    submit(ctx, |encoder| {
+    let z = rig.poisoned([n * n, width], dtype)?;
+    rig.submit(|encoder| {
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        plan.encode_pass(ctx, &mut pass, x.view(), y.view(), z.view())
+        plan.encode_pass(rig, &mut pass, x.view(), y.view(), z.view())
     })?;
-    let all = output(ctx, "", &z)?.data;
+    let all = rig.output("", &z)?.data;
     let mut outputs = Vec::new();
     let mut ratio = vec![0.0; ((lmax + 1) * (lmax + 1) * (2 * lmax + 1)) as usize];
     for path in plan.paths() {
@@ -325,7 +311,7 @@ fn cg_coeffs(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     Ok(outputs)
 }
 
-fn cg_full_tp(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn cg_full_tp(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([batch, n1], x) = case.input::<2>("in.x")?;
     let ([_, n2], y) = case.input::<2>("in.y")?;
     let cg = ClebschGordan {
@@ -334,12 +320,12 @@ fn cg_full_tp(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         lmax_out: None,
         dtype,
     };
-    let plan = cg.plan(ctx, batch)?;
-    let (x, y) = (upload(ctx, [batch, n1], x, dtype)?, upload(ctx, [batch, n2], y, dtype)?);
-    let z = poisoned(ctx, [batch, plan.dims()[2]], dtype)?;
-    submit(ctx, |encoder| {
+    let plan = cg.plan(rig, batch)?;
+    let (x, y) = (rig.upload([batch, n1], x, dtype)?, rig.upload([batch, n2], y, dtype)?);
+    let z = rig.poisoned([batch, plan.dims()[2]], dtype)?;
+    rig.submit(|encoder| {
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        plan.encode_pass(ctx, &mut pass, x.view(), y.view(), z.view())
+        plan.encode_pass(rig, &mut pass, x.view(), y.view(), z.view())
     })?;
-    Ok(vec![output(ctx, "out.z", &z)?])
+    Ok(vec![rig.output("out.z", &z)?])
 }

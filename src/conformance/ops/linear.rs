@@ -1,13 +1,14 @@
 //! Linear attention: recurrences with a state, and kernelised attention.
 
-use super::{Op, not_built, output, poisoned, submit, upload};
+use super::rig::{Rig, Tensor};
+use super::{Op, not_built};
 use crate::conformance::case::{Case, Data};
 use crate::conformance::run::{Outcome, Stop};
 use crate::linear_attention::{
     Decay, FeatureMap, LinearAttention, LinearAttentionArgs, LinearAttentionShape, Normalize,
     Update, check_gates,
 };
-use crate::{Context, DType, Layout, Tensor};
+use crate::{DType, Layout, Result};
 
 /// The function of an operator of this family.
 pub(super) fn find(op: &str) -> Option<Op> {
@@ -27,46 +28,46 @@ pub(super) fn find(op: &str) -> Option<Op> {
 }
 
 /// Constant decays given as positive rates; heads-first.
-fn lightning(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn lightning(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([_], rates) = case.input("in.slopes")?;
     let op =
         LinearAttention { decay: Decay::slopes(rates), scale: scale(case)?, ..Default::default() };
-    run(ctx, case, dtype, op, Axes { heads_first: true, ..Default::default() })
+    run(rig, case, dtype, op, Axes { heads_first: true, ..Default::default() })
 }
 
 /// Constant decays by head; heads-first.
-fn retention(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn retention(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([_, heads, ..], _) = case.input::<4>("in.q")?;
     let op = LinearAttention {
         decay: Decay::retention(heads)?,
         scale: scale(case)?,
         ..Default::default()
     };
-    run(ctx, case, dtype, op, Axes { heads_first: true, ..Default::default() })
+    run(rig, case, dtype, op, Axes { heads_first: true, ..Default::default() })
 }
 
-fn gla(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn gla(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let op =
         LinearAttention { decay: Decay::PerChannel, scale: scale(case)?, ..Default::default() };
-    run(ctx, case, dtype, op, Axes { gates: Some("in.gk"), ..Default::default() })
+    run(rig, case, dtype, op, Axes { gates: Some("in.gk"), ..Default::default() })
 }
 
-fn simple_gla(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn simple_gla(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let op = LinearAttention { decay: Decay::PerToken, scale: scale(case)?, ..Default::default() };
-    run(ctx, case, dtype, op, Axes { gates: Some("in.g"), ..Default::default() })
+    run(rig, case, dtype, op, Axes { gates: Some("in.g"), ..Default::default() })
 }
 
-fn causal(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn causal(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let normalize = match case.param_bool("normalize")? {
         true => Normalize::Eps(case.param_f32("eps")?.unwrap_or(1e-10)),
         false => Normalize::None,
     };
     let op = LinearAttention { normalize, scale: scale(case)?, ..Default::default() };
-    run(ctx, case, dtype, op, Axes::default())
+    run(rig, case, dtype, op, Axes::default())
 }
 
 /// Both orders, with a feature map and a denominator, and lengths of keys.
-fn elu(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn elu(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let feature_map =
         match case.has_param("feature_map").then(|| case.param_str("feature_map")).transpose()? {
             None | Some("elu+1") => FeatureMap::EluPlusOne,
@@ -83,28 +84,28 @@ fn elu(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         update: if lengths { Update::Weighted } else { Update::Add },
         ..Default::default()
     };
-    run(ctx, case, dtype, op, Axes::default())
+    run(rig, case, dtype, op, Axes::default())
 }
 
-fn noncausal(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn noncausal(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let op = LinearAttention { causal: false, scale: scale(case)?, ..Default::default() };
-    run(ctx, case, dtype, op, Axes::default())
+    run(rig, case, dtype, op, Axes::default())
 }
 
 /// Heads-first.
-fn delta_rule(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn delta_rule(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let op = LinearAttention { update: Update::Delta, scale: scale(case)?, ..Default::default() };
-    run(ctx, case, dtype, op, Axes { heads_first: true, beta: true, ..Default::default() })
+    run(rig, case, dtype, op, Axes { heads_first: true, beta: true, ..Default::default() })
 }
 
-fn gated_delta_rule(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn gated_delta_rule(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let op = LinearAttention {
         update: Update::Delta,
         decay: Decay::PerToken,
         scale: scale(case)?,
         ..Default::default()
     };
-    run(ctx, case, dtype, op, Axes { gates: Some("in.g"), beta: true, ..Default::default() })
+    run(rig, case, dtype, op, Axes { gates: Some("in.g"), beta: true, ..Default::default() })
 }
 
 fn scale(case: &Case) -> Result<f32, Stop> {
@@ -128,13 +129,13 @@ impl Axes {
     }
 }
 
-fn run(ctx: &Context, case: &Case, dtype: DType, mut op: LinearAttention, axes: Axes) -> Outcome {
+fn run(rig: &Rig<'_>, case: &Case, dtype: DType, mut op: LinearAttention, axes: Axes) -> Outcome {
     op.dtype = dtype;
     // gates rounded to 16 bits are another problem than the case's
     op.gate_dtype = if case.inputs_f16_exact { dtype } else { DType::F32 };
     let rows = |name: &str| -> Result<(Tensor<4>, Layout<4>), Stop> {
         let (shape, data) = case.input::<4>(name)?;
-        Ok((upload(ctx, shape, data, dtype)?, axes.layout(shape)))
+        Ok((rig.upload(shape, data, dtype)?, axes.layout(shape)))
     };
     let (q, q_layout) = rows("in.q")?;
     let (k, k_layout) = rows("in.k")?;
@@ -165,22 +166,22 @@ fn run(ctx: &Context, case: &Case, dtype: DType, mut op: LinearAttention, axes: 
         };
         check_gates(data)?;
         let layout = axes.layout(shape);
-        Ok::<_, Stop>((upload(ctx, shape, data, op.gate_dtype)?, layout))
+        Ok::<_, Stop>((rig.upload(shape, data, op.gate_dtype)?, layout))
     });
     let gates = gates.transpose()?;
     let beta = if axes.beta {
         let ([b, t, h], data) = case.input::<3>("in.beta")?;
-        Some((upload(ctx, [b, t, h, 1], data, op.gate_dtype)?, axes.layout([b, t, h, 1])))
+        Some((rig.upload([b, t, h, 1], data, op.gate_dtype)?, axes.layout([b, t, h, 1])))
     } else if let Some(lengths) = case.tensor("in.k_len") {
         let weights = key_mask(&lengths.data, [batch, seq_k, heads])?;
         let shape = [batch, seq_k, heads, 1];
-        Some((upload(ctx, shape, &weights, op.gate_dtype)?, Layout::contiguous(shape)))
+        Some((rig.upload(shape, &weights, op.gate_dtype)?, Layout::contiguous(shape)))
     } else {
         None
     };
 
     let normalized = op.normalize != Normalize::None;
-    let plan = op.plan(ctx, shape)?;
+    let plan = op.plan(rig, shape)?;
     let states = [batch, heads, plan.features(), value_dim];
     let sums = [batch, heads, plan.features()];
     let (has_state, has_sum) = (case.tensor("in.h0").is_some(), case.tensor("in.z0").is_some());
@@ -188,18 +189,18 @@ fn run(ctx: &Context, case: &Case, dtype: DType, mut op: LinearAttention, axes: 
     let initial = match has_state {
         true => {
             let (shape, data) = case.input::<4>("in.h0")?;
-            Some(upload(ctx, shape, data, DType::F32)?)
+            Some(rig.upload(shape, data, DType::F32)?)
         }
-        false if given => Some(Tensor::zeros(ctx, states, DType::F32)?),
+        false if given => Some(zeros(rig, states)?),
         false => None,
     };
     let initial_sum = match has_sum && normalized {
         true => {
             // `[B, 1, H, K]`
             let ([b, _, h, k], data) = case.input::<4>("in.z0")?;
-            Some(upload(ctx, [b, h, k], data, DType::F32)?)
+            Some(rig.upload([b, h, k], data, DType::F32)?)
         }
-        false if given && normalized => Some(Tensor::zeros(ctx, sums, DType::F32)?),
+        false if given && normalized => Some(zeros(rig, sums)?),
         false => None,
     };
 
@@ -207,14 +208,10 @@ fn run(ctx: &Context, case: &Case, dtype: DType, mut op: LinearAttention, axes: 
         true => [batch, heads, seq_q, value_dim],
         false => [batch, seq_q, heads, value_dim],
     };
-    let o = poisoned(ctx, o_shape, dtype)?;
-    let last = poisoned(ctx, states, DType::F32)?;
-    let last_sum = poisoned(ctx, sums, DType::F32)?;
-    let scratch = Tensor::<1>::zeros(
-        ctx,
-        [u32::try_from(plan.scratch_bytes().div_ceil(4)).unwrap_or(u32::MAX)],
-        DType::F32,
-    )?;
+    let o = rig.poisoned(o_shape, dtype)?;
+    let last = rig.poisoned(states, DType::F32)?;
+    let last_sum = rig.poisoned(sums, DType::F32)?;
+    let scratch = rig.scratch(plan.scratch_bytes())?;
     let args = LinearAttentionArgs {
         gates: gates.as_ref().map(|(t, l)| t.view_as(*l)).transpose()?,
         beta: beta.as_ref().map(|(t, l)| t.view_as(*l)).transpose()?,
@@ -222,7 +219,7 @@ fn run(ctx: &Context, case: &Case, dtype: DType, mut op: LinearAttention, axes: 
         final_state: Some(last.view()),
         initial_key_sum: initial_sum.as_ref().map(Tensor::view),
         final_key_sum: normalized.then(|| last_sum.view()),
-        scratch: Some(scratch.buffer()),
+        scratch: Some(&scratch),
         ..LinearAttentionArgs::new(
             q.view_as(q_layout)?,
             k.view_as(k_layout)?,
@@ -230,11 +227,11 @@ fn run(ctx: &Context, case: &Case, dtype: DType, mut op: LinearAttention, axes: 
             o.view_as(axes.layout(o_shape))?,
         )
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
 
-    let mut outputs = vec![output(ctx, "out.o", &o)?, output(ctx, "out.ht", &last)?];
+    let mut outputs = vec![rig.output("out.o", &o)?, rig.output("out.ht", &last)?];
     if normalized {
-        let mut sum = output(ctx, "out.zt", &last_sum)?;
+        let mut sum = rig.output("out.zt", &last_sum)?;
         // the case's axes, which may hold a one
         if let Some(want) = case.tensor("out.zt").filter(|want| want.shape.len() == 4) {
             sum.shape.clone_from(&want.shape);
@@ -242,6 +239,11 @@ fn run(ctx: &Context, case: &Case, dtype: DType, mut op: LinearAttention, axes: 
         outputs.push(sum);
     }
     Ok(outputs)
+}
+
+fn zeros<const N: usize>(rig: &Rig<'_>, shape: [u32; N]) -> Result<Tensor<N>> {
+    let elements: usize = shape.iter().map(|&n| n as usize).product();
+    rig.upload(shape, &vec![0.0; elements], DType::F32)
 }
 
 /// Weights `[B, S, H]`: 1 for the first keys of each sequence, 0 for the rest.

@@ -5,16 +5,17 @@ mod gaunt;
 mod linear;
 mod neighborhood;
 mod relative;
+mod rig;
 
-use half::{bf16, f16};
 use serde_json::Value;
 
 use super::case::{Case, Data};
-use super::run::{Outcome, Output, Stop};
-use crate::{Context, DType, Element, Result, Tensor};
+use super::run::{Outcome, Stop};
+use crate::DType;
+pub(super) use rig::Rig;
 
 /// Runs a case's operator.
-pub(super) type Op = fn(&Context, &Case, DType) -> Outcome;
+pub(super) type Op = fn(&Rig<'_>, &Case, DType) -> Outcome;
 
 /// The function of an operator by its name in the cases.
 pub(super) fn find(op: &str) -> Option<Op> {
@@ -26,62 +27,8 @@ pub(super) fn find(op: &str) -> Option<Op> {
 }
 
 /// An operator that this crate does not have yet.
-fn not_built(_: &Context, case: &Case, _: DType) -> Outcome {
+fn not_built(_: &Rig<'_>, case: &Case, _: DType) -> Outcome {
     Err(Stop::Unsupported(format!("{} is not built yet", case.op)))
-}
-
-/// A tensor of type `dtype` holding `data`, rounded to it.
-fn upload<const N: usize>(
-    ctx: &Context,
-    shape: [u32; N],
-    data: &[f32],
-    dtype: DType,
-) -> Result<Tensor<N>> {
-    fn rounded<T: Element>(data: &[f32]) -> Vec<T> {
-        data.iter().map(|&x| T::from_f32(x)).collect()
-    }
-    match dtype {
-        DType::F32 => Tensor::upload(ctx, shape, data),
-        DType::F16 => Tensor::upload(ctx, shape, &rounded::<f16>(data)),
-        DType::BF16 => Tensor::upload(ctx, shape, &rounded::<bf16>(data)),
-        DType::I8 => Tensor::upload(ctx, shape, &rounded::<i8>(data)),
-        DType::U8 => Tensor::upload(ctx, shape, &rounded::<u8>(data)),
-    }
-}
-
-/// A tensor for an output, full of NaN: an entry that the operator does not write fails the case.
-fn poisoned<const N: usize>(ctx: &Context, shape: [u32; N], dtype: DType) -> Result<Tensor<N>> {
-    let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d as usize));
-    upload(ctx, shape, &vec![f32::NAN; elements.unwrap_or(0)], dtype)
-}
-
-/// Submits what `record` records.
-fn submit(
-    ctx: &Context,
-    record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
-) -> Result<()> {
-    const OP: &str = "conformance";
-    ctx.guard(OP, None, || {
-        let mut encoder = ctx.device.create_command_encoder(&Default::default());
-        record(&mut encoder)?;
-        ctx.queue.submit([encoder.finish()]);
-        Ok(())
-    })?
-}
-
-/// Reads a tensor back as an output of the case.
-fn output<const N: usize>(ctx: &Context, name: &str, tensor: &Tensor<N>) -> Result<Output> {
-    fn widened<T: Element>(data: Vec<T>) -> Vec<f32> {
-        data.into_iter().map(T::to_f32).collect()
-    }
-    let data = match tensor.dtype() {
-        DType::F32 => tensor.download(ctx)?,
-        DType::F16 => widened(tensor.download::<f16>(ctx)?),
-        DType::BF16 => widened(tensor.download::<bf16>(ctx)?),
-        DType::I8 => widened(tensor.download::<i8>(ctx)?),
-        DType::U8 => widened(tensor.download::<u8>(ctx)?),
-    };
-    Ok(Output { name: name.into(), shape: tensor.shape().to_vec(), data })
 }
 
 /// A number, or a word that Python writes for one.

@@ -1,12 +1,13 @@
 //! Neighborhood attention and the window operators that it expresses.
 
-use super::{Op, not_built, output, poisoned, submit, upload};
+use super::rig::{Rig, Tensor};
+use super::{Op, not_built};
 use crate::conformance::case::Case;
-use crate::conformance::run::{Outcome, Stop};
+use crate::conformance::run::{Outcome, Output, Stop};
 use crate::neighborhood::{
     Border, NeighborhoodArgs, NeighborhoodAttention, NeighborhoodShape, RelativeBias,
 };
-use crate::{Context, DType, Result, Tensor};
+use crate::{DType, Result};
 
 /// The function of an operator of this family.
 pub(super) fn find(op: &str) -> Option<Op> {
@@ -24,7 +25,7 @@ pub(super) fn find(op: &str) -> Option<Op> {
 
 /// NATTEN's operator on `D` axes: `R = D + 3` axes of a tensor, `L = D + 2` of the LSE.
 fn natten<const D: usize, const R: usize, const L: usize>(
-    ctx: &Context,
+    rig: &Rig<'_>,
     case: &Case,
     dtype: DType,
 ) -> Outcome {
@@ -53,18 +54,18 @@ fn natten<const D: usize, const R: usize, const L: usize>(
         head_dim_v: v_shape[R - 1],
         extra_tokens: extra.map_or(0, |((k_shape, _), _)| k_shape[1]),
     };
-    let plan = op.plan(ctx, shape)?;
+    let plan = op.plan(rig, shape)?;
     let mut o_shape = q_shape;
     o_shape[R - 1] = shape.head_dim_v;
-    let q = upload(ctx, q_shape, q, dtype)?;
-    let k = upload(ctx, k_shape, k, dtype)?;
-    let v = upload(ctx, v_shape, v, dtype)?;
-    let o = poisoned(ctx, o_shape, dtype)?;
+    let q = rig.upload(q_shape, q, dtype)?;
+    let k = rig.upload(k_shape, k, dtype)?;
+    let v = rig.upload(v_shape, v, dtype)?;
+    let o = rig.poisoned(o_shape, dtype)?;
     let lse_shape: [u32; L] = std::array::from_fn(|a| q_shape[a]);
-    let lse = poisoned(ctx, lse_shape, DType::F32)?;
+    let lse = rig.poisoned(lse_shape, DType::F32)?;
     let extra = match extra {
         Some(((k_shape, k), (v_shape, v))) => {
-            Some((upload(ctx, k_shape, k, dtype)?, upload(ctx, v_shape, v, dtype)?))
+            Some((rig.upload(k_shape, k, dtype)?, rig.upload(v_shape, v, dtype)?))
         }
         None => None,
     };
@@ -74,8 +75,8 @@ fn natten<const D: usize, const R: usize, const L: usize>(
         extra_v: extra.as_ref().map(|(_, v)| v.view()),
         ..NeighborhoodArgs::new(q.view(), k.view(), v.view(), o.view())
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.o", &o)?, output(ctx, "out.lse", &lse)?])
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.o", &o)?, rig.output("out.lse", &lse)?])
 }
 
 /// One value for each axis.
@@ -95,7 +96,7 @@ struct Maps<const D: usize, const R: usize> {
 
 impl<const D: usize, const R: usize> Maps<D, R> {
     /// `C = D + 2` axes in the case, `R = D + 3` with the heads apart.
-    fn read<const C: usize>(ctx: &Context, case: &Case, dtype: DType) -> Result<Self, Stop> {
+    fn read<const C: usize>(rig: &Rig<'_>, case: &Case, dtype: DType) -> Result<Self, Stop> {
         let (heads, head_dim) = (case.param_u32("heads")?, case.param_u32("d")?);
         let (shape, _) = case.input::<C>("in.q")?;
         let spatial: [u32; D] = std::array::from_fn(|a| shape[a + 1]);
@@ -104,7 +105,7 @@ impl<const D: usize, const R: usize> Maps<D, R> {
         [view[R - 2], view[R - 1]] = [heads, head_dim];
         let tensor = |name| {
             let (_, data) = case.input::<C>(name)?;
-            Ok::<_, Stop>(upload(ctx, view, data, dtype)?)
+            Ok::<_, Stop>(rig.upload(view, data, dtype)?)
         };
         let tensors = [tensor("in.q")?, tensor("in.k")?, tensor("in.v")?];
         let shape = NeighborhoodShape {
@@ -122,28 +123,27 @@ impl<const D: usize, const R: usize> Maps<D, R> {
     /// Runs an operator on the maps; the output's heads are joined again.
     fn run(
         &self,
-        ctx: &Context,
+        rig: &Rig<'_>,
         op: &NeighborhoodAttention<D>,
         bias: Option<&Tensor<2>>,
     ) -> Result<Tensor<R>, Stop> {
-        let plan = op.plan(ctx, self.shape)?;
-        let o = poisoned(ctx, self.view, op.dtype)?;
-        let words = plan.scratch_bytes().div_ceil(4).try_into().unwrap_or(u32::MAX);
-        let scratch = Tensor::zeros(ctx, [words], DType::F32)?;
+        let plan = op.plan(rig, self.shape)?;
+        let o = rig.poisoned(self.view, op.dtype)?;
+        let scratch = rig.scratch(plan.scratch_bytes())?;
         let [q, k, v] = &self.tensors;
         let args = NeighborhoodArgs {
             bias: bias.map(Tensor::view),
-            scratch: Some(scratch.buffer()),
+            scratch: Some(&scratch),
             ..NeighborhoodArgs::new(q.view(), k.view(), v.view(), o.view())
         };
-        submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
+        rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
         Ok(o)
     }
 }
 
 /// `out.o` of shape `[b, .., (h d)]`.
-fn joined<const R: usize>(ctx: &Context, o: &Tensor<R>) -> Outcome {
-    let mut out = output(ctx, "out.o", o)?;
+fn joined<const R: usize>(rig: &Rig<'_>, o: &Tensor<R>) -> Outcome {
+    let mut out = rig.output("out.o", o)?;
     let last = out.shape.pop().unwrap_or(1);
     if let Some(channels) = out.shape.last_mut() {
         *channels *= last;
@@ -152,8 +152,8 @@ fn joined<const R: usize>(ctx: &Context, o: &Tensor<R>) -> Outcome {
 }
 
 /// MaxViT's block and grid attention, whose bias table is looked up by query minus key.
-fn maxvit(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
-    let maps = Maps::<2, 5>::read::<4>(ctx, case, dtype)?;
+fn maxvit(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
+    let maps = Maps::<2, 5>::read::<4>(rig, case, dtype)?;
     let window = axes("window", &case.param_u32s("window")?)?;
     let op = match case.op.as_str() {
         "maxvit_block" => NeighborhoodAttention::block(maps.shape.spatial, window)?,
@@ -169,14 +169,14 @@ fn maxvit(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
             .flat_map(|h| table.iter().skip(h).step_by(heads as usize).rev())
             .copied()
             .collect();
-        bias = Some(Tensor::upload(ctx, [heads, rows], &turned)?);
+        bias = Some(rig.upload([heads, rows], &turned, DType::F32)?);
     }
-    joined(ctx, &maps.run(ctx, &op, bias.as_ref())?)
+    joined(rig, &maps.run(rig, &op, bias.as_ref())?)
 }
 
 /// Halo attention; keys off the map are masked.
-fn halo(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
-    let maps = Maps::<2, 5>::read::<4>(ctx, case, dtype)?;
+fn halo(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
+    let maps = Maps::<2, 5>::read::<4>(rig, case, dtype)?;
     let (block, halo) = (case.param_u32("block")?, case.param_u32("halo")?);
     let op =
         NeighborhoodAttention::halo(maps.shape.spatial, [block; 2], [halo; 2], Border::Masked)?;
@@ -193,28 +193,28 @@ fn halo(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
             .flat_map(|(table, row)| &table[(row * dim) as usize..((row + 1) * dim) as usize])
             .copied()
             .collect();
-        bias = Some(Tensor::upload(ctx, [2 * rows, dim], &moved)?);
+        bias = Some(rig.upload([2 * rows, dim], &moved, DType::F32)?);
     }
-    joined(ctx, &maps.run(ctx, &op, bias.as_ref())?)
+    joined(rig, &maps.run(rig, &op, bias.as_ref())?)
 }
 
 /// Attention along each axis alone, summed.
-fn axial(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn axial(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     match case.param_u32s("shape")?.len() {
-        1 => axial_on::<1, 4, 3>(ctx, case, dtype),
-        2 => axial_on::<2, 5, 4>(ctx, case, dtype),
-        3 => axial_on::<3, 6, 5>(ctx, case, dtype),
+        1 => axial_on::<1, 4, 3>(rig, case, dtype),
+        2 => axial_on::<2, 5, 4>(rig, case, dtype),
+        3 => axial_on::<3, 6, 5>(rig, case, dtype),
         n => Err(Stop::Unsupported(format!("axial attention on {n} axes"))),
     }
 }
 
 fn axial_on<const D: usize, const R: usize, const C: usize>(
-    ctx: &Context,
+    rig: &Rig<'_>,
     case: &Case,
     dtype: DType,
 ) -> Outcome {
-    let maps = Maps::<D, R>::read::<C>(ctx, case, dtype)?;
-    let mut sum: Option<Vec<super::Output>> = None;
+    let maps = Maps::<D, R>::read::<C>(rig, case, dtype)?;
+    let mut sum: Option<Vec<Output>> = None;
     for axis in 0..D {
         let mut kernel_size = [1; D];
         kernel_size[axis] = maps.shape.spatial[axis];
@@ -223,7 +223,7 @@ fn axial_on<const D: usize, const R: usize, const C: usize>(
             dtype,
             ..NeighborhoodAttention::new(kernel_size)
         };
-        let part = joined(ctx, &maps.run(ctx, &op, None)?)?;
+        let part = joined(rig, &maps.run(rig, &op, None)?)?;
         match &mut sum {
             None => sum = Some(part),
             Some(sum) => sum[0].data.iter_mut().zip(&part[0].data).for_each(|(s, p)| *s += p),

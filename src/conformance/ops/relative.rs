@@ -1,12 +1,13 @@
 //! Kernelised attention with relative positions.
 
-use super::{Op, output, poisoned, submit, upload};
+use super::Op;
+use super::rig::{Rig, Tensor};
 use crate::conformance::case::Case;
 use crate::conformance::run::Outcome;
 use crate::linear_attention::{
     RelativeAttention, RelativeAttentionArgs, RelativeAttentionShape, RelativeFeatures,
 };
-use crate::{Context, DType, Layout, Tensor};
+use crate::{DType, Layout};
 
 /// The function of an operator of this family.
 pub(super) fn find(op: &str) -> Option<Op> {
@@ -14,7 +15,7 @@ pub(super) fn find(op: &str) -> Option<Op> {
 }
 
 /// Heads-first, with features given or to be made.
-fn kernel_rpe(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
+fn kernel_rpe(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let given = case.param_bool("given_features")?;
     let [q, k] = if given { ["in.phi_q", "in.phi_k"] } else { ["in.q", "in.k"] };
     let heads_last = |shape: [u32; 4]| Layout::contiguous(shape).permuted([0, 2, 1, 3]);
@@ -28,14 +29,12 @@ fn kernel_rpe(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
     let options = RelativeAttention { features, causal: case.param_bool("causal")?, dtype };
     let value_dim = v_shape[3];
     let plan =
-        options.plan(ctx, RelativeAttentionShape { batch, seq, heads, key_dim, value_dim })?;
-    let (q, k) = (upload(ctx, q_shape, q, dtype)?, upload(ctx, k_shape, k, dtype)?);
-    let (v, b) = (upload(ctx, v_shape, v, dtype)?, upload(ctx, b_shape, b, DType::F32)?);
-    let w = w.map(|(shape, w)| upload(ctx, shape, w, DType::F32)).transpose()?;
-    let o = poisoned(ctx, v_shape, dtype)?;
-    let words = |bytes: u64| u32::try_from(bytes.div_ceil(4)).unwrap_or(u32::MAX);
-    let [x, y, z] =
-        plan.scratch_bytes().map(|bytes| Tensor::<1>::zeros(ctx, [words(bytes)], DType::F32));
+        options.plan(rig, RelativeAttentionShape { batch, seq, heads, key_dim, value_dim })?;
+    let (q, k) = (rig.upload(q_shape, q, dtype)?, rig.upload(k_shape, k, dtype)?);
+    let (v, b) = (rig.upload(v_shape, v, dtype)?, rig.upload(b_shape, b, DType::F32)?);
+    let w = w.map(|(shape, w)| rig.upload(shape, w, DType::F32)).transpose()?;
+    let o = rig.poisoned(v_shape, dtype)?;
+    let [x, y, z] = plan.scratch_bytes().map(|bytes| rig.scratch(bytes));
     let (x, y, z) = (x?, y?, z?);
     let args = RelativeAttentionArgs {
         q: q.view_as(heads_last(q_shape))?,
@@ -44,8 +43,8 @@ fn kernel_rpe(ctx: &Context, case: &Case, dtype: DType) -> Outcome {
         b: b.view(),
         w: w.as_ref().map(Tensor::view),
         o: o.view_as(heads_last(v_shape))?,
-        scratch: [x.buffer(), y.buffer(), z.buffer()],
+        scratch: [&x, &y, &z],
     };
-    submit(ctx, |encoder| plan.encode(ctx, encoder, &args))?;
-    Ok(vec![output(ctx, "out.o", &o)?])
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
+    Ok(vec![rig.output("out.o", &o)?])
 }
