@@ -197,6 +197,16 @@ impl Context {
         lock(&self.shared.kernels).len()
     }
 
+    /// The WGSL text of every kernel compiled so far, each once, sorted: to look at, or to try on
+    /// another compiler.
+    pub fn compiled_wgsl(&self) -> Vec<String> {
+        let keys: Vec<Key> = lock(&self.shared.kernels).keys().cloned().collect();
+        let mut texts: Vec<String> = keys.iter().map(Key::wgsl).collect();
+        texts.sort_unstable();
+        texts.dedup();
+        texts
+    }
+
     /// Drops the compiled kernels; plans stay valid and compile them again when next encoded. Software drivers hold tens of megabytes for each.
     pub fn forget_kernels(&self) {
         lock(&self.shared.kernels).clear();

@@ -75,6 +75,10 @@ impl Key {
                 text.push_str(lib.text);
             }
         }
+        // browsers refuse subgroup operations without it
+        if uses_subgroups(&text) {
+            text.insert_str(0, "enable subgroups;\n");
+        }
         text
     }
 
@@ -93,6 +97,17 @@ impl Key {
         }
         label
     }
+}
+
+/// Whether `text` has a subgroup operation or builtin outside its comments.
+fn uses_subgroups(text: &str) -> bool {
+    text.lines().filter_map(|line| line.split("//").next()).any(|code| {
+        code.contains("@builtin(subgroup")
+            || code.match_indices("subgroup").any(|(at, word)| {
+                let before = code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+                !before && code[at + word.len()..].starts_with(|c: char| c.is_ascii_uppercase())
+            })
+    })
 }
 
 /// Whether `text` uses `name` as a whole word.

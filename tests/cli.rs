@@ -48,8 +48,12 @@ fn mistakes_are_named() {
     let (broken, foreign) =
         (file("broken.json", "{\"schema\": 1"), file("foreign.json", "{\"schema\": 99}"));
     let (broken, foreign) = (broken.as_str(), foreign.as_str());
-    let table: [(&[&str], &str); 26] = [
+    let table: [(&[&str], &str); 30] = [
         (&["conformance"], "--cases <DIR>"),
+        (&["conformance", "--cases", golden, "--report", "a.txt"], "ends in .html or .json"),
+        (&["conformance", "--cases", golden, "--poison=0"], "0 is not in 1..=4096"),
+        (&["conformance", "--cases", golden, "--seed", "3"], "--random <N>"),
+        (&["conformance", "--cases", golden, "--expected-failures", "no/such"], "error: no/such: "),
         (&["conformance", "--cases", "no/such"], "error: no/such: "),
         (&["conformance", "--cases", empty], "no .safetensors file"),
         (
@@ -329,4 +333,70 @@ fn tiles_are_tuned_into_a_file_that_is_trusted_only_if_it_is_sound() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("its tiles are not used"), "{}", text(&output.stderr));
     assert!(!text(&output.stdout).contains("tiles from a tuning table"));
+}
+
+/// A case of the repository with the last number of its wanted output changed.
+fn planted(dir: &Path) -> String {
+    let name = "na1d_n50_k6_even";
+    let file = format!("{name}.safetensors");
+    let mut bytes = std::fs::read(golden().join(&file)).expect("a golden case");
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&1000f32.to_le_bytes());
+    std::fs::write(dir.join(file), bytes).expect("written");
+    name.into()
+}
+
+/// A wrong answer fails; listed, it is an expected failure; a listed case that passes fails.
+#[test]
+fn expected_failures_must_fail() {
+    let dir = folder("cli-expected");
+    let name = planted(&dir);
+    let list = dir.join("expected.json");
+    let [html, json] = ["report.html", "report.json"].map(|f| dir.join(f));
+    let run = |cases: &Path, expected: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tilewise"));
+        command.args(["conformance", "--op", "natten_1d", "--poison", "--cases"]).arg(cases);
+        command.arg("--report").arg(&html).arg("--report").arg(&json);
+        if let Some(text) = expected {
+            std::fs::write(&list, text).expect("written");
+            command.arg("--expected-failures").arg(&list);
+        }
+        let output = command.output().expect("the program starts");
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let entry = |adapter: &str| {
+        format!(r#"[{{"case":"{name}","adapter":"{adapter}","reason":"planted"}}]"#)
+    };
+    let (status, said, complaint) = run(&dir, None);
+    if said.contains("no adapter found") || complaint.contains("no adapter") {
+        let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+        assert!(allowed, "{said}{complaint}");
+        return;
+    }
+    assert_eq!(status, Some(1), "{said}{complaint}");
+    assert!(said.contains(&format!("FAIL {name}: ")) && said.contains("1 of "), "{said}");
+    let page = std::fs::read_to_string(&html).expect("written");
+    assert!(page.ends_with("</html>\n") && page.contains("<tr class=\"fail\">"), "{page}");
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("valid JSON");
+    assert_eq!((&report["failed"], &report["worst"][0]["failed"]), (&1.into(), &1.into()));
+
+    // an adapter whose name has a parenthesis: all of them
+    let (status, said, _) = run(&dir, Some(&entry("(")));
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("expected failure 1: planted"), "{said}");
+    assert!(said.ends_with("0 passed, 0 failed, 1 skipped\n"), "{said}");
+    // another driver's failure excuses nothing
+    assert_eq!(run(&dir, Some(&entry("no such driver"))).0, Some(1));
+    let (status, said, _) = run(&golden(), Some(&entry("(")));
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("passed, although a failure is expected here: planted"), "{said}");
+    for (bad, want) in [
+        ("{", "expected.json: "),
+        (r#"[{"case":"a"}]"#, "entry 0: expected a text \"adapter\""),
+        (r#"[{"case":"a","adapter":"b","reason":""}]"#, "entry 0: expected a text \"reason\""),
+    ] {
+        let (status, _, complaint) = run(&dir, Some(bad));
+        assert!(status == Some(1) && complaint.contains(want), "{bad}: {complaint}");
+    }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use tilewise::DType;
 use tilewise::conformance::{
-    Case, CaseError, CaseTensor, Data, Expect, Stop, Tolerance, Verdict, case_files, judge,
-    verdict, write_result,
+    Case, CaseError, CaseTensor, Data, Expect, Outcome, Stop, Tolerance, Verdict, case_files,
+    judge, random_case, random_ops, run_guarded, verdict, write_result,
 };
 
 fn golden() -> PathBuf {
@@ -414,4 +414,67 @@ fn bad_arguments_of_a_case_are_refused_by_name() {
     let outcome =
         tilewise::conformance::run(&ctx, &error_case("sdpa", "{}", &[Q, K, V]), DType::F32);
     assert!(matches!(outcome, Ok(outputs) if outputs.len() == 2));
+}
+
+#[test]
+fn random_cases_are_the_same_for_a_seed_and_differ_between_seeds() {
+    for op in random_ops() {
+        let [a, b, other] =
+            [7, 7, 8].map(|seed| random_case(op, seed).unwrap_or_else(|| panic!("{op}")));
+        assert_eq!((a.op.as_str(), a.name.as_str()), (op, format!("random_{op}_7").as_str()));
+        let tensors = |c: &Case| -> Vec<(String, CaseTensor)> {
+            let one = |n: &str| (n.to_owned(), c.tensor(n).expect("is named").clone());
+            c.tensor_names().map(one).collect()
+        };
+        assert!(tensors(&a) == tensors(&b) && a.params == b.params, "{op}");
+        assert!(tensors(&a) != tensors(&other), "{op}");
+        // every output is judged, and so is nothing else
+        let outputs = a.tensor_names().filter(|n| n.starts_with("out.")).count();
+        assert_eq!((a.tolerances(DType::F32).len(), outputs > 0), (outputs, true), "{op}");
+        for (name, tensor) in tensors(&a) {
+            if let (true, Data::F32(x)) = (name.starts_with("in."), &tensor.data) {
+                let kept = |x: &f32| half::bf16::from_f32(*x).to_f32() == *x;
+                assert!(op == "fft" || x.iter().all(kept), "{op}: {name} loses by bf16");
+            }
+        }
+    }
+    assert!(random_case("sorcery", 1).is_none());
+}
+
+/// One problem of each operator, on the machine's own choice of adapter; then each with one wrong
+/// number in its answer.
+#[test]
+fn random_cases_pass_and_a_planted_wrong_number_fails() {
+    let Ok(ctx) = tilewise::Context::new_blocking() else {
+        let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+        assert!(allowed, "no adapter; TILEWISE_ALLOW_NO_GPU=1 allows that");
+        eprintln!("skipped: no adapter");
+        return;
+    };
+    for op in random_ops() {
+        let case = random_case(op, 11).expect("a known operator");
+        let outcome = run_guarded(&ctx, &case, DType::F32, 64);
+        let verdict_of = |outcome: &Outcome| verdict(&case, DType::F32, outcome);
+        assert!(
+            matches!(verdict_of(&outcome), Verdict::Pass(_)),
+            "{op}: {:?}",
+            verdict_of(&outcome)
+        );
+        let mut outputs = outcome.expect("it passed");
+        let judged: Vec<_> = outputs.iter().map(|o| o.name.clone()).collect();
+        for (at, name) in judged.iter().enumerate() {
+            if case.tensor(name).is_none() {
+                continue;
+            }
+            let largest = outputs[at].data.iter().fold(0f32, |m, x| m.max(x.abs()));
+            let middle = outputs[at].data.len() / 2;
+            let right = outputs[at].data[middle];
+            for wrong in [right + 1e-3 * largest.max(1.0), f32::NAN] {
+                outputs[at].data[middle] = wrong;
+                let verdict = verdict_of(&Ok(outputs.clone()));
+                assert!(matches!(verdict, Verdict::Fail(_)), "{op}: {name} with {wrong} passed");
+            }
+            outputs[at].data[middle] = right;
+        }
+    }
 }

@@ -136,9 +136,9 @@ pub struct Case {
     /// The inputs lose nothing in f16.
     pub inputs_f16_exact: bool,
     /// Per element type (`f32`, `f16`), per output.
-    tolerance: BTreeMap<String, BTreeMap<String, Tolerance>>,
+    pub(super) tolerance: BTreeMap<String, BTreeMap<String, Tolerance>>,
     /// `in.*` and `out.*`.
-    tensors: BTreeMap<String, CaseTensor>,
+    pub(super) tensors: BTreeMap<String, CaseTensor>,
 }
 
 impl Case {
@@ -290,7 +290,7 @@ struct Golden {
     semantics: String,
     expect: Expect,
     #[serde(default)]
-    tolerance: BTreeMap<String, BTreeMap<String, RawTolerance>>,
+    pub(super) tolerance: BTreeMap<String, BTreeMap<String, RawTolerance>>,
     #[serde(default)]
     optional: bool,
     #[serde(default)]

@@ -9,6 +9,9 @@ pub struct Distance {
     pub max_abs: f64,
     /// `||got - want|| / ||want||` over the finite entries; 0 if `want` is all zero.
     pub rel_l2: f64,
+    /// How much of the tolerance that takes: the largest of `|got - want| / (atol + rtol * |want|)`
+    /// and of the relative Euclidean error over its limit. At most 1; 0 where equality is wanted.
+    pub of_tolerance: f64,
 }
 
 /// Judges `got`, of shape `shape`, against `want`.
@@ -87,9 +90,15 @@ pub fn judge(
             }
         }
         distance.max_abs = distance.max_abs.max(e);
+        if e > 0.0 {
+            distance.of_tolerance = distance.of_tolerance.max(e / (atol + rtol * w.abs()));
+        }
     }
     if want2 > 0.0 {
         distance.rel_l2 = (error2 / want2).sqrt();
+        if distance.rel_l2 > 0.0 {
+            distance.of_tolerance = distance.of_tolerance.max(distance.rel_l2 / rel_l2);
+        }
     }
     if let Some((i, w)) = worst {
         return Err(format!(

@@ -20,10 +20,12 @@
 mod case;
 mod judge;
 mod ops;
+mod random;
 mod results;
 mod run;
 
 pub use case::{Case, CaseError, CaseTensor, Data, Expect, Tolerance, case_files};
 pub use judge::{Distance, judge};
+pub use random::{random_case, random_ops};
 pub use results::write_result;
 pub use run::{Outcome, Output, Stop, Verdict, run, run_guarded, verdict};

@@ -5,6 +5,8 @@ mod bench;
 mod conformance;
 mod demo;
 mod devices;
+mod expected;
+mod report;
 mod simulate;
 mod tune;
 mod tuning;

@@ -1,6 +1,7 @@
 //! One function per operator: reads a case's arguments, runs the operator, returns its outputs.
 
 mod attention;
+mod fft;
 mod gaunt;
 mod linear;
 mod neighborhood;
@@ -24,6 +25,7 @@ pub(super) fn find(op: &str) -> Option<Op> {
         .or_else(|| linear::find(op))
         .or_else(|| gaunt::find(op))
         .or_else(|| relative::find(op))
+        .or_else(|| fft::find(op))
 }
 
 /// An operator that this crate does not have yet.

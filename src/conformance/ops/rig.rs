@@ -220,3 +220,51 @@ impl<'a> Rig<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes past either end of an output or past a scratch buffer are found; writes inside are not.
+    #[test]
+    fn a_write_outside_is_found() {
+        let Ok(ctx) = Context::new_blocking() else {
+            let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+            assert!(allowed, "no adapter; TILEWISE_ALLOW_NO_GPU=1 allows that");
+            return;
+        };
+        let found = |pick: fn(&Tensor<1>, &wgpu::Buffer) -> (wgpu::Buffer, u64)| {
+            let rig = Rig::new(&ctx, 8);
+            let o = rig.poisoned([5], DType::F32).unwrap();
+            let scratch = rig.scratch(20).unwrap();
+            assert!(rig.output("o", &o).unwrap().data.iter().all(|x| x.is_nan()));
+            let (buffer, at) = pick(&o, &scratch);
+            ctx.queue.write_buffer(&buffer, at, &[0; 4]);
+            ctx.queue.submit([]);
+            rig.check()
+        };
+        // the margin has 32 bytes, then 20 of the tensor
+        assert_eq!(found(|o, _| (o.buffer.clone(), 32)), Ok(()));
+        assert_eq!(found(|o, _| (o.buffer.clone(), 48)), Ok(()));
+        assert_eq!(found(|_, s| (s.clone(), 16)), Ok(()));
+        for outside in [
+            found(|o, _| (o.buffer.clone(), 28)),
+            found(|o, _| (o.buffer.clone(), 52)),
+            found(|_, s| (s.clone(), 20)),
+        ] {
+            let Err(Stop::Failed(why)) = outside else { panic!("{outside:?}") };
+            assert!(why.contains("was written"), "{why}");
+        }
+    }
+
+    /// What lies around an input is NaN, so that a kernel that reads it shows.
+    #[test]
+    fn inputs_lie_in_poison() {
+        let Ok(ctx) = Context::new_blocking() else { return };
+        let rig = Rig::new(&ctx, 8);
+        let x = rig.upload([3], &[1.0, 2.0, 3.0], DType::F32).unwrap();
+        let all: Vec<f32> = bytemuck::pod_collect_to_vec(&rig.bytes_of(&x.buffer).unwrap());
+        assert_eq!(all[8..11], [1.0, 2.0, 3.0]);
+        assert!(all[..8].iter().chain(&all[11..]).all(|x| x.is_nan()), "{all:?}");
+    }
+}
