@@ -197,11 +197,11 @@ impl Context {
         lock(&self.shared.kernels).len()
     }
 
-    /// The WGSL text of every kernel compiled so far, each once, sorted: to look at, or to try on
-    /// another compiler.
+    /// The WGSL text of every kernel compiled so far as a browser is given it, each once, sorted: to
+    /// look at, or to try on another compiler.
     pub fn compiled_wgsl(&self) -> Vec<String> {
         let keys: Vec<Key> = lock(&self.shared.kernels).keys().cloned().collect();
-        let mut texts: Vec<String> = keys.iter().map(Key::wgsl).collect();
+        let mut texts: Vec<String> = keys.iter().map(Key::browser_wgsl).collect();
         texts.sort_unstable();
         texts.dedup();
         texts

@@ -75,7 +75,13 @@ impl Key {
                 text.push_str(lib.text);
             }
         }
-        // browsers refuse subgroup operations without it
+        text
+    }
+
+    /// The final text as a browser's compiler wants it: with the directive without which it refuses
+    /// subgroup operations, and which naga does not know yet.
+    pub(crate) fn browser_wgsl(&self) -> String {
+        let mut text = self.wgsl();
         if uses_subgroups(&text) {
             text.insert_str(0, "enable subgroups;\n");
         }
@@ -351,6 +357,7 @@ impl Kernel {
         let started = std::time::Instant::now();
         // GL drivers refuse names of 256 bytes and more; ours are ASCII
         let label = label.get(..250).map_or_else(|| label.clone(), str::to_owned);
+        let wgsl = if cfg!(target_arch = "wasm32") { key.browser_wgsl() } else { wgsl };
         let compiled = ctx.guard(key.entry, None, || {
             let checks = wgpu::ShaderRuntimeChecks {
                 // every loop here ends by construction, and bounding costs a factor of two
