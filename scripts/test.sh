@@ -76,11 +76,15 @@ if step build cargo test --locked --all-features --no-run; then
     step tests cargo test --locked --all-features --no-fail-fast
     tilewise=${CARGO_TARGET_DIR:-target}/debug/tilewise
     step devices "$tilewise" devices
-    adapters=("$tilewise" conformance --cases tests/golden --adapter all)
+    adapters=("$tilewise" conformance --cases tests/golden --adapter all --poison)
+    adapters+=(--dump-wgsl "$logs/wgsl")
     for dtype in f32 f16 bf16; do
         step "golden cases, $dtype" "${adapters[@]}" --dtype $dtype
     done
     step 'golden cases, portable kernels' "${adapters[@]}" --tier portable
+    step 'random problems, f16' env -u VK_ADD_DRIVER_FILES \
+        "$tilewise" conformance --random 1 --seed 5 --dtype f16 --poison=61
+    step 'texts through a browser' scripts/tint.sh "$logs/wgsl"
     # on the machine's own choice of adapter
     step demo env -u VK_ADD_DRIVER_FILES "$tilewise" demo --out "$logs/demo"
     if compgen -G 'benches/*.rs' >/dev/null; then

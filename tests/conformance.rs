@@ -478,3 +478,42 @@ fn random_cases_pass_and_a_planted_wrong_number_fails() {
         }
     }
 }
+
+/// A future that is dropped leaves the context usable; a device destroyed while a copy is under way
+/// gives errors, never a hang; a new context works.
+#[test]
+fn a_device_lost_in_mid_use_is_an_error_and_a_new_one_works() {
+    use std::task::{Context as Task, Waker};
+    let open = || tilewise::Context::new_blocking().ok();
+    let Some(ctx) = open() else {
+        let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+        assert!(allowed, "no adapter; TILEWISE_ALLOW_NO_GPU=1 allows that");
+        return;
+    };
+    let case = random_case("merge_partials", 3).expect("a known operator");
+    let passes = |ctx: &tilewise::Context| {
+        let outcome = tilewise::conformance::run(ctx, &case, DType::F32);
+        matches!(verdict(&case, DType::F32, &outcome), Verdict::Pass(_))
+    };
+    let x = tilewise::Tensor::upload(&ctx, [1 << 16], &vec![3f32; 1 << 16]).expect("uploaded");
+    let start = || {
+        let mut pending = Box::pin(x.download_async::<f32>(&ctx));
+        let first = pending.as_mut().poll(&mut Task::from_waker(Waker::noop()));
+        assert!(first.is_pending(), "the copy is under way");
+        pending
+    };
+    drop(start());
+    ctx.wait("test").expect("nothing is lost");
+    assert!(x.download::<f32>(&ctx).expect("usable").iter().all(|&x| x == 3.0));
+    assert!(passes(&ctx));
+
+    let mut pending = start();
+    ctx.device.destroy();
+    let waited = ctx.wait("test");
+    assert!(matches!(waited, Err(tilewise::Error::DeviceLost { .. })), "{waited:?}");
+    // answered one way or the other: the copy may have come through before
+    assert!(pending.as_mut().poll(&mut Task::from_waker(Waker::noop())).is_ready());
+    let outcome = tilewise::conformance::run(&ctx, &case, DType::F32);
+    assert!(matches!(outcome, Err(Stop::Failed(_))), "{outcome:?}");
+    assert!(passes(&open().expect("the adapter is still there")));
+}
