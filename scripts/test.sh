@@ -76,14 +76,16 @@ if step build cargo test --locked --all-features --no-run; then
     step tests cargo test --locked --all-features --no-fail-fast
     tilewise=${CARGO_TARGET_DIR:-target}/debug/tilewise
     step devices "$tilewise" devices
-    adapters=("$tilewise" conformance --cases tests/golden --adapter all --poison)
+    adapters=("$tilewise" conformance --cases tests/golden --adapter all)
     adapters+=(--dump-wgsl "$logs/wgsl")
     for dtype in f32 f16 bf16; do
         step "golden cases, $dtype" "${adapters[@]}" --dtype $dtype
     done
     step 'golden cases, portable kernels' "${adapters[@]}" --tier portable
-    step 'random problems, f16' env -u VK_ADD_DRIVER_FILES \
-        "$tilewise" conformance --random 1 --seed 5 --dtype f16 --poison=61
+    step 'golden cases, poisoned' env -u VK_ADD_DRIVER_FILES \
+        "$tilewise" conformance --cases tests/golden --poison
+    step 'random problems, poisoned' env -u VK_ADD_DRIVER_FILES \
+        "$tilewise" conformance --random 1 --seed 1 --poison
     step 'texts through a browser' scripts/tint.sh "$logs/wgsl"
     # on the machine's own choice of adapter
     step demo env -u VK_ADD_DRIVER_FILES "$tilewise" demo --out "$logs/demo"
