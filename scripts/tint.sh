@@ -83,7 +83,8 @@ try {
 }
 </script>"""
 
-results, state, done = {}, {}, threading.Event()
+results, state = {}, {}
+started, done = threading.Event(), threading.Event()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
@@ -111,6 +112,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             state.update(body)
         self.answer(b"", "text/plain")
+        started.set()
         if self.path == "/end":
             done.set()
 
@@ -126,7 +128,7 @@ browser = subprocess.Popen(
      f"http://localhost:{server.server_port}/"],
     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 try:
-    finished = done.wait(float(os.environ.get("TINT_SECONDS", "600")))
+    finished = started.wait(90) and done.wait(float(os.environ.get("TINT_SECONDS", "600")))
 finally:
     browser.terminate()
     try:
@@ -135,8 +137,8 @@ finally:
         browser.kill()
         browser.wait()
 
-if state.get("failure") == "Error: no WebGPU adapter":
-    print("skipped: the browser has no WebGPU adapter")
+if not started.is_set() or state.get("failure") == "Error: no WebGPU adapter":
+    print("skipped: the browser", "has no WebGPU adapter" if started.is_set() else "does not start here")
     print("0 passed, 0 failed, 1 skipped")
     sys.exit(0)
 features = state.get("features", [])
