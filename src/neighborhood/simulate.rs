@@ -376,7 +376,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let across = u64::from(b.tile) * u64::from(c.tile);
         let lanes = u64::from(tiles.lanes);
         let extra = i64::from(shape.extra_tokens);
-        let turns = aligned(&cuts) || tiles.turns(&cuts);
+        let turns = aligned(&cuts) || shape.extra_tokens > 0 || tiles.turns(&cuts);
 
         // tiles across the walk axis, by the number of keys in a row of the walk axis
         let mut widths: BTreeMap<u64, u64> = BTreeMap::new();
