@@ -409,6 +409,31 @@ fn random_problems_3d() {
     random_problems::<3, 6, 5>(3_000_000, [9, 6, 7]);
 }
 
+/// Windows smaller than a block of keys, so that blocks reach past the window's box into the extra
+/// tokens before every query group is there.
+#[test]
+fn extra_tokens_beside_small_windows() {
+    let devices_of = fast();
+    let mut turn = devices_of.iter().cycle();
+    for n in [7, 20, 97] {
+        for kernel in [1, 2, 3] {
+            for (dilation, extra) in [(1, 1), (1, 9), (3, 5), (2, 4)] {
+                let s = NeighborhoodShape { extra_tokens: extra, ..shape([n], [2, 2], [4, 4]) };
+                let op = NeighborhoodAttention {
+                    dilation: [dilation],
+                    ..NeighborhoodAttention::new([kernel])
+                };
+                if kernel * dilation > n {
+                    continue;
+                }
+                let device = &devices()[*turn.next().expect("there is a device")];
+                Problem::<1, 4, 3>::new(s, op).check(device, u64::from(n + kernel));
+                forget(device);
+            }
+        }
+    }
+}
+
 /// A problem of `D` axes with small heads.
 fn shape<const D: usize>(
     spatial: [u32; D],

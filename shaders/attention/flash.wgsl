@@ -52,11 +52,11 @@ const SCALE_BLOCK: u32 = 16u; // @spec
 const SPLIT: bool = true; // @spec
 // exp2 by multiply-adds
 const SOFT_EXP2: bool = false; // @spec
-// indices of unrolled blocks
 // keys whose scores are summed at a time, and how often in a block: so few that the sums stay in
 // registers
 const PASS_KEYS: u32 = 1u; // @spec
 const PASSES: u32 = 4u; // @spec
+// indices of unrolled blocks
 const P: u32 = 0u;
 const C: u32 = 0u;
 const I: u32 = 0u;

@@ -507,8 +507,7 @@ impl<const D: usize> NeighborhoodPlan<D> {
             ("V_REGS", number((t.block_k * dv4).div_ceil(lanes))),
             ("MASK", number(mask)),
             ("SHARED", (mask != 2).to_string()),
-            // extra tokens are seen in one walk, when all groups are there
-            ("TURNS", (s.extra_tokens > 0 || t.turns(&cuts)).to_string()),
+            ("TURNS", t.turns(&cuts, s.extra_tokens).to_string()),
             ("SOFT_EXP2", self.soft_exp2.to_string()),
             ("ZEROS", (self.op.border == Border::Zeros).to_string()),
             ("EXTRA", (s.extra_tokens > 0).to_string()),

@@ -241,10 +241,13 @@ impl<const D: usize> NeighborhoodTiles<D> {
 
     /// Whether the kernel lets several query groups leave between two walks: where they often see
     /// their last keys together. Otherwise a walk is one block at least, which is cheaper than to ask.
-    pub(super) fn turns(&self, cuts: &[Cut; 3]) -> bool {
+    /// Extra tokens are seen in one walk, when all groups are there, and so is a shared window.
+    pub(super) fn turns(&self, cuts: &[Cut; 3], extra_tokens: u32) -> bool {
         let [a, b, c] = cuts;
         let rows = u64::from(self.lanes) / (u64::from(b.tile) * u64::from(c.tile)).max(1);
-        u64::from(a.axis.stride) > rows
+        extra_tokens > 0
+            || aligned(cuts)
+            || u64::from(a.axis.stride) > rows
             || 2 * u64::from(a.axis.kernel_size) > u64::from(a.axis.longest())
     }
 
@@ -295,10 +298,10 @@ pub(super) fn aligned(cuts: &[Cut; 3]) -> bool {
     cuts.iter().all(Cut::aligned)
 }
 
-/// Number of key blocks that one workgroup visits. With `turns` groups leave until one has keys to
-/// see; otherwise each leaves after a walk of at least one block. `groups` are the first key and one past the
-/// last key of each query group, in order, in a box with `width` keys to a row of the walk axis;
-/// `extra` keys follow the last.
+/// Number of key blocks that one workgroup visits. `groups` are the first key and one past the last
+/// key of each query group, in order, in a box with `width` keys to a row of the walk axis; `extra`
+/// keys follow the last. With `turns` groups leave until one has keys to see; otherwise each leaves
+/// after a walk of at least one block.
 fn walk(
     groups: &[(i64, i64)],
     width: i64,
@@ -376,7 +379,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let across = u64::from(b.tile) * u64::from(c.tile);
         let lanes = u64::from(tiles.lanes);
         let extra = i64::from(shape.extra_tokens);
-        let turns = aligned(&cuts) || shape.extra_tokens > 0 || tiles.turns(&cuts);
+        let turns = tiles.turns(&cuts, shape.extra_tokens);
 
         // tiles across the walk axis, by the number of keys in a row of the walk axis
         let mut widths: BTreeMap<u64, u64> = BTreeMap::new();
