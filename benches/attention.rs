@@ -13,24 +13,11 @@ use tilewise::{
         Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask,
         Window, quantize,
     },
-    measure::{copy_rate, median, multiply_add_peak, time},
+    measure::{copy_rate, median, multiply_add_peak, time, values},
     reference, wgpu,
 };
 
 const CAUSAL: Mask = Mask::Causal(CausalAlignment::BottomRight);
-
-/// Fixed pseudo-random values in -1..1.
-fn values(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / 8_388_608.0 - 1.0
-        })
-        .collect()
-}
 
 struct Problem {
     shape: AttentionShape,

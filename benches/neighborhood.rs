@@ -9,7 +9,7 @@
 use tilewise::{
     Context, DType, Result, Tensor,
     attention::{Attention, AttentionArgs, AttentionShape, Mask},
-    measure::{median, multiply_add_peak, time},
+    measure::{median, multiply_add_peak, time, values},
     neighborhood::{
         Algorithm, KernelCost, NeighborhoodArgs, NeighborhoodAttention, NeighborhoodPlan,
         NeighborhoodShape,
@@ -17,19 +17,6 @@ use tilewise::{
 };
 
 const HEADS: u32 = 4;
-
-/// Fixed pseudo-random values in -1..1.
-fn values(n: u64, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / 8_388_608.0 - 1.0
-        })
-        .collect()
-}
 
 fn shape<const D: usize>(spatial: [u32; D], head_dim: u32) -> NeighborhoodShape<D> {
     NeighborhoodShape {
@@ -56,7 +43,7 @@ impl<const R: usize> Maps<R> {
         dims[1..=D].copy_from_slice(&s.spatial);
         [dims[R - 2], dims[R - 1]] = [s.heads, s.head_dim];
         let n = s.tokens() * u64::from(s.heads * s.head_dim);
-        let map = |seed| Tensor::upload(ctx, dims, &values(n, seed));
+        let map = |seed| Tensor::upload(ctx, dims, &values(n as usize, seed));
         Ok(Self { q: map(1)?, k: map(2)?, v: map(3)?, o: Tensor::zeros(ctx, dims, DType::F32)? })
     }
 
@@ -94,7 +81,7 @@ fn dense(ctx: &Context, tokens: u32, head_dim: u32, samples: u32) -> Result<Dens
     };
     let row = u64::from(HEADS * head_dim);
     let tensor = |n: u32, seed| {
-        Tensor::upload(ctx, [1, n, HEADS, head_dim], &values(u64::from(n) * row, seed))
+        Tensor::upload(ctx, [1, n, HEADS, head_dim], &values(n as usize * row as usize, seed))
     };
     let (q, k, v) = (tensor(queries, 1)?, tensor(tokens, 2)?, tensor(tokens, 3)?);
     let o = Tensor::zeros(ctx, [1, queries, HEADS, head_dim], DType::F32)?;

@@ -50,18 +50,20 @@ run() { # NAME COMMAND...
 
 skip() { row "$1" skipped - - - - "$2"; }
 
-
 # Unpacks a Debian package into the cache folder.
 unpack() { # FOLDER URL
     local to=$cache/$1
     if [ -d "$to/usr" ]; then return 0; fi
-    command -v dpkg-deb >/dev/null && command -v curl >/dev/null || return 1
+    [ -n "$mirror" ] && command -v dpkg-deb >/dev/null && command -v curl >/dev/null || return 1
     rm -rf "$to" && mkdir -p "$to" &&
         curl -fsSL --max-time 120 -o "$to.deb" "$2" && dpkg-deb -x "$to.deb" "$to" &&
         rm "$to.deb" || { rm -rf "$to"; return 1; }
 }
 
-pool=http://deb.debian.org/debian/pool/main
+# the mirror that this machine uses already
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+    grep -v security | head -n 1)
+pool=${mirror%/}/pool/main
 icd=
 for file in /usr/share/vulkan/icd.d/lvp_icd.*json; do if [ -f "$file" ]; then icd=$file; fi; done
 if [ -n "$icd" ]; then

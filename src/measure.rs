@@ -108,6 +108,20 @@ pub fn time(
     Ok(Timing { seconds: wall / per, clock: Clock::Wall })
 }
 
+/// Fixed pseudo-random values in -1..1 to measure with; another `seed` gives others.
+#[expect(clippy::cast_precision_loss, reason = "24 bits are exact")]
+pub fn values(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    (0..n)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / 8_388_608.0 - 1.0
+        })
+        .collect()
+}
+
 /// The median of at least one sample; sorts `samples`.
 ///
 /// # Panics

@@ -12,24 +12,11 @@ use burn::tensor::{
 use tilewise::{
     Context, DType, Tensor, Tier,
     attention::{Attention, AttentionArgs, AttentionShape, CausalAlignment, Mask},
-    measure::median,
+    measure::{median, values},
     wgpu,
 };
 
 type AnyResult<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// Fixed pseudo-random values in -1..1.
-fn values(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / 8_388_608.0 - 1.0
-        })
-        .collect()
-}
 
 /// `[heads, rows, dim]` to `[rows, heads, dim]` and back with the first two exchanged.
 fn exchange(x: &[f32], heads: usize, rows: usize, dim: usize) -> Vec<f32> {
@@ -118,7 +105,7 @@ fn burns<'a>(
     };
     let read = move || -> AnyResult<Vec<f32>> {
         let o: BurnTensor<4> = kept.borrow().clone().ok_or("nothing was run")?;
-        let o: Vec<f32> = o.into_data().to_vec().map_err(|e| format!("{e:?}"))?;
+        let o: Vec<f32> = o.into_data().try_to_vec().map_err(|e| format!("{e:?}"))?;
         Ok(exchange(&o, dims[1], dims[2], dims[3]))
     };
     Runner { name, run: Box::new(run), read: Box::new(read) }

@@ -10,11 +10,12 @@ use tilewise::{
     fft::{Direction, Fft, FftArgs},
     gaunt::{GauntArgs, GauntShape, GauntTensorProduct, MAX_LMAX},
     linear_attention::{Decay, LinearAttention, LinearAttentionArgs, LinearAttentionShape, Update},
+    measure::values,
     neighborhood::{KernelCost, NeighborhoodArgs, NeighborhoodAttention, NeighborhoodShape},
     reference, wgpu,
 };
 
-use super::route_cases::{relative_rms, values};
+use super::route_cases::relative_rms;
 use crate::Failure;
 
 /// A family of operators.

@@ -4,7 +4,7 @@
 use tilewise::{
     Context, DType, Result, Tensor,
     gaunt::{Algorithm, ClebschGordan, GauntArgs, GauntShape, GauntTensorProduct, Irreps},
-    measure::{Clock, copy_rate, median, multiply_add_peak, time},
+    measure::{Clock, copy_rate, median, multiply_add_peak, time, values},
     wgpu,
 };
 
@@ -131,19 +131,6 @@ struct Ready {
     repeats: u32,
     samples: Vec<f64>,
     wanted: u32,
-}
-
-/// Fixed pseudo-random values in -1..1.
-pub(crate) fn values(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / 8_388_608.0 - 1.0
-        })
-        .collect()
 }
 
 /// Inputs of a case, `[products, (lmax + 1)^2]` each.
