@@ -15,7 +15,7 @@
 //! Files of `shaders/lib` follow the kernel (WGSL needs no order), so that line numbers in
 //! messages are the kernel's own.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{borrow::Cow, collections::HashMap, fmt::Write as _};
 
 use crate::{Context, Error, Result, element::TensorDecl};
 
@@ -174,7 +174,114 @@ pub(crate) fn specialize(
     }
     assert_eq!(specs_seen, spec.len(), "@spec lines and values differ");
     assert_eq!(tensors_seen, tensors.len(), "@tensor lines and declarations differ");
-    unroll(&out)
+    fold(&unroll(&out))
+}
+
+/// Computes constant arguments and indices, such as `[2u * D4 + 3u]`, whose names are constants of
+/// the file: naga's time for a function grows with the square of the expressions in it.
+fn fold(text: &str) -> String {
+    let constants: HashMap<&str, u32> = text
+        .lines()
+        .filter_map(|line| {
+            let (name, value) = line.strip_prefix("const ")?.split_once(": u32 = ")?;
+            Some((name, value.split(';').next()?.trim().strip_suffix('u')?.parse().ok()?))
+        })
+        .collect();
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        let (code, comment) = line.split_at(line.find("//").unwrap_or(line.len()));
+        let mut rest = code;
+        while let Some(at) = rest.find(['[', '(', ',']) {
+            let (before, inner) = rest.split_at(at + 1);
+            out.push_str(before);
+            rest = inner;
+            let argument = &inner[..argument_end(inner)];
+            // a name or a number alone is as good as it stands
+            if argument.contains(['+', '-', '*', '/', '%'])
+                && let Some(value) = Constants(&constants, argument).value()
+            {
+                let _ = write!(out, "{}{value}u", if before.ends_with(',') { " " } else { "" });
+                rest = &inner[argument.len()..];
+            }
+        }
+        out.push_str(rest);
+        out.push_str(comment);
+        out.push('\n');
+    }
+    out
+}
+
+/// Where the comma or bracket stands that ends the argument at the start of `text`.
+fn argument_end(text: &str) -> usize {
+    let mut depth = 0u32;
+    let end = text.find(|c| match c {
+        '(' | '[' => {
+            depth += 1;
+            false
+        }
+        ')' | ']' if depth > 0 => {
+            depth -= 1;
+            false
+        }
+        _ => matches!(c, ')' | ']') || depth == 0 && matches!(c, ',' | ';'),
+    });
+    end.unwrap_or(text.len())
+}
+
+/// A reader of constant `u32` expressions: the values of names, and what is left to read.
+struct Constants<'a>(&'a HashMap<&'a str, u32>, &'a str);
+
+impl Constants<'_> {
+    /// The value, if the text is a constant expression to its end and no step overflows.
+    fn value(mut self) -> Option<u32> {
+        let value = self.sum()?;
+        self.1.trim().is_empty().then_some(value)
+    }
+
+    fn sum(&mut self) -> Option<u32> {
+        let mut sum = self.product()?;
+        loop {
+            sum = match self.operator(&['+', '-']) {
+                Some('+') => sum.checked_add(self.product()?)?,
+                Some(_) => sum.checked_sub(self.product()?)?,
+                None => return Some(sum),
+            };
+        }
+    }
+
+    fn product(&mut self) -> Option<u32> {
+        let mut product = self.operand()?;
+        loop {
+            product = match self.operator(&['*', '/', '%']) {
+                Some('*') => product.checked_mul(self.operand()?)?,
+                Some('/') => product.checked_div(self.operand()?)?,
+                Some(_) => product.checked_rem(self.operand()?)?,
+                None => return Some(product),
+            };
+        }
+    }
+
+    fn operand(&mut self) -> Option<u32> {
+        if self.operator(&['(']).is_some() {
+            let value = self.sum();
+            return self.operator(&[')']).and(value);
+        }
+        let text = self.1.trim_start();
+        let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+        let (word, rest) = text.split_at(end);
+        self.1 = rest;
+        match self.0.get(word) {
+            Some(&value) => Some(value),
+            None => word.strip_suffix('u')?.parse().ok(),
+        }
+    }
+
+    fn operator(&mut self, any: &[char]) -> Option<char> {
+        let text = self.1.trim_start();
+        let first = text.chars().next().filter(|c| any.contains(c))?;
+        self.1 = &text[1..];
+        Some(first)
+    }
 }
 
 /// Replaces each `@generate` block by the text of its name; returns how many there were.
@@ -452,4 +559,28 @@ fn bindings(wgsl: &str) -> Vec<Binding> {
         "bindings have gaps"
     );
     found.into_iter().map(|(_, kind)| kind).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fold;
+
+    #[test]
+    fn constants_are_computed_in_arguments_and_indices() {
+        for (text, want) in [
+            ("s[1u * N + 2u] = f(x[(3u + N) / 2u % 4u], (1u + 2u) * N);", "s[6u] = f(x[3u], 12u);"),
+            // only whole arguments, and only what stays in range
+            ("f(x + 2u * N, 1u - 2u, 5u / 0u, N - 1u)", "f(x + 2u * N, 1u - 2u, 5u / 0u, 3u)"),
+            ("g(a, h(b, N * N), c)[N + 1u]", "g(a, h(b, 16u), c)[5u]"),
+            // other types, single words and comments stay
+            (
+                "f(1 + 2, 1.0 + 2.0, N, 4u, M + 1u) // [1u + 1u]",
+                "f(1 + 2, 1.0 + 2.0, N, 4u, M + 1u) // [1u + 1u]",
+            ),
+            ("if (a < N) { b(); }", "if (a < N) { b(); }"),
+        ] {
+            let head = "const N: u32 = 4u;\n";
+            assert_eq!(fold(&format!("{head}{text}")), format!("{head}{want}\n"));
+        }
+    }
 }

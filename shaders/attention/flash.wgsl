@@ -56,6 +56,9 @@ const SOFT_EXP2: bool = false; // @spec
 // registers
 const PASS_KEYS: u32 = 1u; // @spec
 const PASSES: u32 = 4u; // @spec
+// queries are loaded and outputs stored in a loop over chunks, a select for each register, not in
+// lines of their own: some drivers take long to compile a load
+const ROLLED: bool = false; // @spec
 // indices of unrolled blocks
 const P: u32 = 0u;
 const C: u32 = 0u;
@@ -242,9 +245,27 @@ fn flash(
         // @end
     }
     // @else
+    // @if ROLLED
+    var c = 0u;
+    loop {
+        // @unroll I QUERIES
+        {
+            let x = params.scale * q_load4n(q_base + row[I] * params.q.y + head[I] * params.q.z + c * 4u, min(4u, HEAD_DIM - c * 4u));
+            // @unroll C D4
+            query[I * D4 + C] = select(query[I * D4 + C], x, c == C);
+            // @end
+        }
+        // @end
+        continuing {
+            c += 1u;
+            break if c == D4;
+        }
+    }
+    // @else
     // @unroll I QUERIES
     // @unroll C D4
     query[I * D4 + C] = params.scale * q_load4n(q_base + row[I] * params.q.y + head[I] * params.q.z + C * 4u, min(4u, HEAD_DIM - C * 4u));
+    // @end
     // @end
     // @end
     // @end
@@ -321,6 +342,30 @@ fn flash(
     for (var tile = first; tile < last; tile += TILE_K) {
         // @if STAGED
         workgroupBarrier();
+        // @if ROLLED
+        var r = 0u;
+        loop {
+            let i = r * WORKGROUP + local;
+            if i < TILE_K * D4 {
+                k_tile[i] = k_row(k_base, pages, min(tile + i / D4, seq_k - 1u), i % D4);
+            }
+            continuing {
+                r += 1u;
+                break if r == K_STAGE;
+            }
+        }
+        r = 0u;
+        loop {
+            let i = r * WORKGROUP + local;
+            if i < TILE_K * DV4 {
+                v_tile[i] = v_row(v_base, pages, min(tile + i / DV4, seq_k - 1u), i % DV4);
+            }
+            continuing {
+                r += 1u;
+                break if r == V_STAGE;
+            }
+        }
+        // @else
         // written out: on some drivers loop trips are counted
         // @unroll R K_STAGE
         if R * WORKGROUP + local < TILE_K * D4 {
@@ -333,6 +378,7 @@ fn flash(
             let i = R * WORKGROUP + local;
             v_tile[i] = v_row(v_base, pages, min(tile + i / DV4, seq_k - 1u), i % DV4);
         }
+        // @end
         // @end
         workgroupBarrier();
         // @end
@@ -361,10 +407,10 @@ fn flash(
             // @end
             // @end
             // @unroll I QUERIES
-            s[I * BLOCK_K + P * PASS_KEYS + J] = fma(query[I * D4 + C].x, x.x, s[I * BLOCK_K + P * PASS_KEYS + J]);
-            s[I * BLOCK_K + P * PASS_KEYS + J] = fma(query[I * D4 + C].y, x.y, s[I * BLOCK_K + P * PASS_KEYS + J]);
-            s[I * BLOCK_K + P * PASS_KEYS + J] = fma(query[I * D4 + C].z, x.z, s[I * BLOCK_K + P * PASS_KEYS + J]);
-            s[I * BLOCK_K + P * PASS_KEYS + J] = fma(query[I * D4 + C].w, x.w, s[I * BLOCK_K + P * PASS_KEYS + J]);
+            {
+                let y = query[I * D4 + C];
+                s[I * BLOCK_K + P * PASS_KEYS + J] = fma(y.w, x.w, fma(y.z, x.z, fma(y.y, x.y, fma(y.x, x.x, s[I * BLOCK_K + P * PASS_KEYS + J]))));
+            }
             // @end
         }
         // @end
@@ -503,8 +549,23 @@ fn flash(
         if first_row + I * WORKGROUP + local < rows_q {
             let inverse = select(1.0 / l[I], 0.0, empty);
             let at = batch * params.o.x + (q_start + row[I]) * params.o.y + head[I] * params.o.z + params.o.w + split * params.o_split;
+            // @if ROLLED
+            var c = 0u;
+            loop {
+                var x = acc[I * DV4];
+                // @unroll C DV4
+                x = select(x, acc[I * DV4 + C], c == C);
+                // @end
+                o_store4n(at + c * 4u, min(4u, HEAD_DIM_V - c * 4u), x * inverse);
+                continuing {
+                    c += 1u;
+                    break if c == DV4;
+                }
+            }
+            // @else
             // @unroll C DV4
             o_store4n(at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[I * DV4 + C] * inverse);
+            // @end
             // @end
             // m is in base 2; -inf for a row that sees nothing
             let value = m[I] * 0.6931471805599453 + log(select(l[I], 1.0, empty));

@@ -25,8 +25,8 @@ pub struct AttentionPlan {
     pub(super) tier: Tier,
     pub(super) tiles: Tiles,
     pub(super) scale: f32,
-    /// The device's own exp2 is dear.
-    soft_exp2: bool,
+    /// The device is a CPU: its own exp2 is dear, and so is compiling a load.
+    cpu: bool,
     /// Lanes that load for their subgroup.
     lanes: u32,
     /// Keys staged at a time by the portable kernel.
@@ -189,7 +189,7 @@ impl Attention {
             tier: caps.tier,
             tiles,
             scale,
-            soft_exp2: caps.cpu,
+            cpu: caps.cpu,
             lanes,
             tile_k,
             split,
@@ -302,6 +302,12 @@ impl Attention {
     fn fit(&self, caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> Tiles {
         let block_k = self.most_block(shape).map_or(tiles.block_k, |most| tiles.block_k.min(most));
         let mut fitted = Tiles { block_k, ..tiles };
+        // a tile visits the windows of all its rows
+        let (left, right) = self.reach();
+        let rows = |t: &Tiles| i64::from(t.workgroup) * i64::from(t.queries);
+        while fitted.queries > 1 && rows(&fitted) * 4 > left + right + 1 {
+            fitted.queries /= 2;
+        }
         while fitted.queries > 1 && check_tiles(caps, shape, fitted).is_err() {
             fitted.queries /= 2;
         }
@@ -427,29 +433,34 @@ fn longest(caps: &Caps, shape: &AttentionShape, algorithm: Algorithm, tiles: Til
         // three loops over a row
         (Algorithm::Unfused, _) => caps.loop_trips / 3,
         (Algorithm::Flash, Tier::Subgroup) => caps.loop_trips.saturating_mul(block),
-        // a trip for each tile and one for each block in it
+        // a trip for each tile, one for each block in it, and those of staging
         (Algorithm::Flash, Tier::Portable) => {
-            (caps.loop_trips / (tile / block + 1)).saturating_mul(tile)
+            let chunks = u64::from(shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4));
+            let staging = tile * chunks / u64::from(tiles.workgroup) + 2;
+            (caps.loop_trips / (tile / block + 1 + staging)).saturating_mul(tile)
         }
     }
 }
 
 /// Tiles for a problem on a device. Pure.
 ///
-/// On a CPU a register tile of four queries pays for each broadcast or load, and a workgroup of
+/// On a CPU a register tile of many queries pays for each broadcast or load, and a workgroup of
 /// one subgroup wastes least at a causal edge; on a GPU registers are scarce and one query for
 /// each invocation keeps them. Wide heads take fewer queries.
 fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
     let wide = shape.head_dim.max(shape.head_dim_v);
-    // a compiler that unrolls badly gets the least to unroll
+    // a compiler that unrolls badly gets little to unroll
     let slow = caps.unrolled < UNROLLED;
-    let queries = match (caps.cpu && !slow, wide) {
-        (true, ..=64) => 4,
-        (true, ..=128) => 2,
+    let queries = match (caps.cpu, wide) {
+        (true, ..=64) if !slow => 8,
+        (true, ..=128) => 4,
+        (true, ..=256) => 2,
         _ => 1,
     };
     let block_k = match (caps.cpu, wide) {
-        _ if slow => 1 + u32::from(wide <= 128),
+        _ if slow => 1 + u32::from(wide <= 32),
+        // each key's chunk is a load of its own, and longer blocks save nothing else
+        (true, 33..) if caps.tier == Tier::Portable => 1,
         (true, ..=32) => 4,
         (true, ..=64) => 2,
         (_, ..=64) => 4,
@@ -652,7 +663,9 @@ impl AttentionPlan {
             ("SPLIT", split.to_string()),
             ("PASS_KEYS", number(pass_keys)),
             ("PASSES", number(t.block_k / pass_keys)),
-            ("SOFT_EXP2", self.soft_exp2.to_string()),
+            ("SOFT_EXP2", self.cpu.to_string()),
+            // a load is a loop over lanes with a dozen blocks: a driver on a CPU compiles few of them
+            ("ROLLED", self.cpu.to_string()),
         ];
         Key { source: FLASH, entry: "flash", spec, tensors }
     }
