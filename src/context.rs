@@ -42,6 +42,20 @@ struct Shared {
     owned: bool,
     /// Set by the device-lost callback of owned devices.
     lost: Arc<Mutex<Option<String>>>,
+    /// Every dispatch so far.
+    #[cfg(test)]
+    dispatched: Mutex<Vec<Dispatched>>,
+}
+
+/// A dispatch that was encoded.
+#[cfg(test)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Dispatched {
+    pub(crate) label: String,
+    pub(crate) wgsl: String,
+    /// The kernel's `Params`.
+    pub(crate) params: Vec<u8>,
+    pub(crate) groups: [u32; 3],
 }
 
 impl Context {
@@ -132,7 +146,13 @@ impl Context {
 
     fn with_owner(device: wgpu::Device, queue: wgpu::Queue, owned: bool) -> Self {
         let caps = Caps::of(&device);
-        let shared = Shared { kernels: Mutex::default(), owned, lost: Arc::default() };
+        let shared = Shared {
+            kernels: Mutex::default(),
+            owned,
+            lost: Arc::default(),
+            #[cfg(test)]
+            dispatched: Mutex::default(),
+        };
         Self { device, queue, caps, shared: Arc::new(shared), tuning: None }
     }
 
@@ -322,6 +342,19 @@ impl Context {
         // compiled outside the lock: a slow driver must not hold up the other threads
         let kernel = Arc::new(Kernel::compile(self, &key)?);
         Ok(Arc::clone(lock(&self.shared.kernels).entry(key).or_insert(kernel)))
+    }
+
+    /// Notes a dispatch.
+    #[cfg(test)]
+    pub(crate) fn note(&self, dispatched: Dispatched) {
+        lock(&self.shared.dispatched).push(dispatched);
+    }
+
+    /// The dispatches since the last call.
+    #[cfg(test)]
+    #[cfg_attr(not(feature = "conformance"), allow(dead_code, reason = "a test of golden cases"))]
+    pub(crate) fn take_dispatched(&self) -> Vec<Dispatched> {
+        std::mem::take(&mut lock(&self.shared.dispatched))
     }
 
     /// Submits a copy of the first `bytes` of `buffer` and returns the future of its contents.

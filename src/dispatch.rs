@@ -164,6 +164,13 @@ pub(crate) fn dispatch(
     if groups.contains(&0) {
         return Ok(());
     }
+    #[cfg(test)]
+    ctx.note(crate::context::Dispatched {
+        label: kernel.label.clone(),
+        wgsl: kernel.wgsl.clone(),
+        params: params.to_vec(),
+        groups,
+    });
     let uniform = ctx.uniform(op, params)?;
     ctx.guard(op, None, || {
         let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)

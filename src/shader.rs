@@ -445,6 +445,8 @@ pub(crate) struct Kernel {
     pub(crate) layout: wgpu::BindGroupLayout,
     /// In order of their index, which counts from 0 without gaps.
     pub(crate) bindings: Vec<Binding>,
+    #[cfg(test)]
+    pub(crate) wgsl: String,
 }
 
 impl Kernel {
@@ -529,7 +531,14 @@ impl Kernel {
             Err(other) => return Err(other),
         };
         log::debug!("compiled {label} in {:.1?}", started.elapsed());
-        Ok(Self { label, pipeline, layout, bindings })
+        Ok(Self {
+            label,
+            pipeline,
+            layout,
+            bindings,
+            #[cfg(test)]
+            wgsl,
+        })
     }
 }
 

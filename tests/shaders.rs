@@ -1,7 +1,9 @@
-//! No device: every kernel file is valid WGSL as it stands, and passes the uniformity lint.
+//! No device: every kernel file is valid WGSL as it stands, and passes the uniformity lint; what the
+//! lint and the race check accept and refuse.
 #![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 mod common {
+    pub(crate) mod races;
     pub(crate) mod reflect;
     pub(crate) mod uniformity;
 }
@@ -9,6 +11,7 @@ mod common {
 use std::{fs, path::Path};
 
 use common::{
+    races::races,
     reflect::struct_layout,
     uniformity::{Report, check, check_source},
 };
@@ -271,6 +274,113 @@ fn lint_names_the_function_and_line() {
     .validate(&module)
     .unwrap();
     assert_eq!(check(&module, &info), ["sweep: a barrier in non-uniform control flow"]);
+}
+
+/// What the race check finds in a workgroup of 64 that is given `count` 100 and `rows` 37.
+fn race(body: &str) -> Result<Vec<String>, String> {
+    let source = format!(
+        "struct Params {{ count: u32, rows: u32, shift: vec2<i32> }}
+        @group(0) @binding(0) var<uniform> params: Params;
+        @group(0) @binding(1) var<storage, read_write> data: array<f32>;
+        const CELLS: u32 = 64u;
+        var<workgroup> tile: array<f32, CELLS>;
+        var<workgroup> wide: array<vec4<f32>, CELLS * 2u>;
+        fn put(i: u32, x: f32) {{ if i < CELLS {{ tile[i] = x; }} }}
+        fn fetch(i: u32) -> f32 {{ return tile[min(i, CELLS - 1u)]; }}
+        @compute @workgroup_size(8, 8)
+        fn main(
+            @builtin(workgroup_id) wid: vec3<u32>,
+            @builtin(local_invocation_index) lid: u32,
+            @builtin(local_invocation_id) at: vec3<u32>,
+        ) {{ {body} }}"
+    );
+    let params: Vec<u8> = [100u32, 37, 1, u32::MAX].iter().flat_map(|x| x.to_le_bytes()).collect();
+    races(&source, &params, [3, 1, 1], [1, 0, 0]).map(|found| found.into_iter().collect())
+}
+
+#[test]
+fn race_check_refuses_what_needs_a_barrier() {
+    for (body, says) in [
+        ("tile[lid] = 1.0; data[lid] = tile[63u - lid];", "written at line"),
+        ("tile[lid] = 1.0; data[lid] = tile[(lid + 1u) % CELLS];", "written at line"),
+        // read by others, then written
+        (
+            "tile[lid] = 1.0; workgroupBarrier(); data[lid] = tile[63u - lid]; tile[lid] = 2.0;",
+            "is read at line",
+        ),
+        // written by two
+        ("tile[lid / 2u] = 1.0;", "written at line"),
+        ("tile[0] = 1.0;", "written at line"),
+        // the next trip of a loop writes what this one reads
+        (
+            "for (var t = 0u; t < params.count; t += CELLS) {
+                tile[lid] = 1.0; workgroupBarrier(); data[lid] = tile[63u - lid]; }",
+            "is read at line",
+        ),
+        (
+            "for (var t = 0u; t < 3u; t++) {
+                workgroupBarrier(); tile[lid] = 1.0; for (var i = 0u; i < CELLS; i++) { data[lid] += tile[i]; } }",
+            "written at line",
+        ),
+        // by way of functions, vectors, components and two-dimensional ids
+        ("put(lid, 1.0); data[lid] = fetch(lid + 1u);", "written at line"),
+        ("wide[at.y * 8u + at.x].x = 1.0; data[lid] = wide[at.x * 8u + at.y].y;", "written at line"),
+        ("wide[u32(i32(lid) + params.shift.x)] = vec4<f32>(); data[lid] = wide[lid + 2u].x;", "written at line"),
+        // a barrier on one side of a branch that all take together is one, on the other none
+        (
+            "tile[lid] = 1.0; if params.count < 100u { workgroupBarrier(); } data[lid] = tile[63u - lid];",
+            "written at line",
+        ),
+        // where it depends on data, both sides count
+        ("tile[lid] = 1.0; if data[0] > 0.5 { data[lid] = tile[63u - lid]; }", "written at line"),
+        ("if data[lid] > 0.5 { tile[63u - lid] = 1.0; } else { tile[lid] = 1.0; }", "written at line"),
+        // the tail
+        ("for (var i = lid; i <= CELLS; i += 64u) { tile[i] = 1.0; }", "past its end"),
+        ("if lid < params.rows { tile[lid] = 1.0; } workgroupBarrier(); data[lid] = tile[lid];", "before it is written"),
+        ("tile[lid + params.rows - wid.x * 36u] = 1.0;", "past its end"),
+        ("switch params.rows { case 37u, 38u: { tile[0] = 1.0; } default: {} }", "written at line"),
+    ] {
+        let found = race(body).unwrap_or_else(|e| panic!("{body}: {e}"));
+        assert!(found.iter().any(|f| f.contains(says)), "{body}: {found:?}");
+    }
+}
+
+#[test]
+fn race_check_accepts_what_needs_no_barrier() {
+    for body in [
+        "tile[lid] = 1.0; workgroupBarrier(); data[lid] = tile[63u - lid];",
+        // each invocation its own
+        "tile[lid] = 1.0; data[lid] = tile[lid]; tile[lid] *= 2.0;",
+        "for (var i = lid; i < CELLS * 2u; i += 64u) { wide[i] = vec4<f32>(); wide[i] += 1.0; }",
+        "for (var t = 0u; t < params.count; t += CELLS) {
+            workgroupBarrier(); tile[lid] = 1.0; workgroupBarrier(); data[lid] = tile[63u - lid]; }",
+        // one writes, all read
+        "if lid == 0u { tile[5] = 1.0; } workgroupBarrier(); data[lid] = tile[5] + tile[5];",
+        "if params.rows == 37u { tile[lid] = 1.0; workgroupBarrier(); } data[lid] = tile[63u - lid];",
+        "if lid < 32u { tile[lid] = 1.0; } else { tile[lid] = 2.0; } workgroupBarrier(); data[lid] = fetch(lid + 1u);",
+        "put(lid + params.rows, 1.0);",
+        // who has left takes no part
+        "if lid > 0u { return; } tile[0] = 1.0; tile[1] = tile[0];",
+        "for (var i = 0u; i < CELLS; i++) { if i != lid { continue; } tile[i] = 1.0; break; }",
+        "switch lid { case 1u: { tile[1] = 1.0; } case 2u: { tile[2] = 1.0; } default: {} }",
+        "tile[lid] = 1.0; data[lid] = workgroupUniformLoad(&tile[3]);",
+        "tile[lid] = select(data[lid], 2.0, data[lid] > 1.0); if data[lid] > 0.5 { tile[lid] = 0.0; }",
+    ] {
+        assert_eq!(race(body), Ok(Vec::new()), "{body}");
+    }
+}
+
+#[test]
+fn race_check_says_what_it_cannot_follow() {
+    for (body, says) in [
+        ("for (var i = 0.0; i < data[0]; i += 1.0) { tile[lid] = i; }", "a loop on data"),
+        ("tile[u32(data[0])] = 1.0;", "depends on data"),
+        ("loop { tile[lid] = 1.0; if params.rows == 0u { break; } }", "a loop without end"),
+    ] {
+        let error = race(body).unwrap_err();
+        assert!(error.contains(says), "{body}: {error}");
+    }
+    assert!(races("fn", &[], [1; 3], [0; 3]).is_err());
 }
 
 #[test]

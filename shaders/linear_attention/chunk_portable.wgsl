@@ -425,7 +425,10 @@ fn chunk_portable(
                     values[i * COLUMNS + local] = u;
                 }
             }
-            workgroupBarrier();
+            // reading has a barrier before it needs the values
+            if !READS {
+                workgroupBarrier();
+            }
         }
 
         if READS {
@@ -487,8 +490,7 @@ fn chunk_portable(
         }
     }
 
-    // the last chunk's key sums and totals
-    workgroupBarrier();
+    // key sums and totals are stored by those who summed them
     if STORES {
         // @unroll R RK
         if own && first_row + R < FEATURES {

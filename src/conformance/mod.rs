@@ -20,6 +20,8 @@
 mod case;
 mod judge;
 mod ops;
+#[cfg(test)]
+mod race_tests;
 mod random;
 mod results;
 mod run;

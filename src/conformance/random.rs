@@ -209,8 +209,8 @@ fn swapped(x: &[f64], [a, b, c, d]: [u32; 4]) -> Vec<f64> {
 /// Sizes of an attention problem.
 fn attention_shape(p: &mut Problem) -> AttentionShape {
     let heads_kv = p.rng.range(1, 3);
-    let head_dim = p.rng.pick(&[8, 16, 32, 40, 64, 72, 128]);
-    let head_dim_v = if p.rng.chance(75) { head_dim } else { p.rng.pick(&[8, 24, 64]) };
+    let head_dim = p.rng.pick(&[7, 8, 16, 30, 32, 40, 64, 72, 128]);
+    let head_dim_v = if p.rng.chance(75) { head_dim } else { p.rng.pick(&[5, 8, 24, 64]) };
     AttentionShape {
         batch: p.rng.range(1, 2),
         seq_q: p.rng.length(140),
@@ -472,8 +472,8 @@ fn triple(p: &mut Problem) {
         seq_2: if causal { n } else { p.rng.range(1, 24) },
         heads: heads_kv * p.rng.range(1, 2),
         heads_kv,
-        head_dim: p.rng.pick(&[8, 16, 32]),
-        head_dim_v: p.rng.pick(&[8, 16, 32]),
+        head_dim: p.rng.pick(&[6, 8, 16, 32]),
+        head_dim_v: p.rng.pick(&[7, 8, 16, 32]),
     };
     p.param("causal", causal);
     let scale = p.scale(s.head_dim);
@@ -503,7 +503,7 @@ fn linear(p: &mut Problem, name: &str) {
         _ => true,
     };
     let seq_q = if causal { seq_k } else { p.rng.length(most) };
-    let key_dim = p.rng.pick(&[8, 16, 24, 32, 64]);
+    let key_dim = p.rng.pick(&[7, 8, 16, 24, 32, 64]);
     let s = LinearAttentionShape {
         batch: p.rng.range(1, 2),
         seq_q,
@@ -513,7 +513,7 @@ fn linear(p: &mut Problem, name: &str) {
         heads_k: heads,
         heads_v: heads,
         key_dim,
-        value_dim: p.rng.pick(&[8, 16, 32, 40, 64]),
+        value_dim: p.rng.pick(&[8, 13, 16, 32, 40, 64]),
     };
     let heads_first = matches!(name, "lightning" | "retention" | "delta_rule");
     let delta = name.contains("delta");
@@ -669,7 +669,7 @@ fn natten<const D: usize>(p: &mut Problem) {
         op.is_causal[axis] = p.rng.chance(25);
     }
     let heads_kv = p.rng.range(1, 2);
-    let dim = p.rng.pick(&[8, 16, 32, 64]);
+    let dim = p.rng.pick(&[7, 8, 16, 30, 32, 64]);
     let s = NeighborhoodShape {
         batch: p.rng.range(1, 2),
         spatial,

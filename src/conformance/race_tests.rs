@@ -1,0 +1,135 @@
+//! No driver: every kernel that uses workgroup memory, with the numbers that the golden cases and
+//! random problems give it, through the race check; and the same kernels with each of their
+//! barriers taken out, which it must refuse.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::context::Dispatched;
+use crate::test_support::{noop, races::races};
+use crate::{Caps, DType, Tier};
+
+use super::{Case, case_files, random_case, random_ops, run_guarded};
+
+/// The kernels with workgroup memory and barriers.
+const KERNELS: [&str; 4] = [
+    "attention/flash:flash",
+    "fft/pass:fft_pass",
+    "linear_attention/chunk_portable:chunk_portable",
+    "relative_attention/circulant:circulant",
+];
+
+/// Texts of kernels with workgroup memory, each with the dispatches that it was given.
+fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
+    static ALL: OnceLock<BTreeMap<String, Vec<Dispatched>>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let mut cases: Vec<Case> =
+            case_files(&folder).unwrap().iter().map(|path| Case::read(path).unwrap()).collect();
+        cases.extend(random_ops().filter_map(|op| random_case(op, 1)));
+        // some of them long enough for several stages
+        cases.extend((2..9).filter_map(|seed| random_case("fft", seed)));
+        let mut seen = HashSet::new();
+        let mut all: BTreeMap<String, Vec<Dispatched>> = BTreeMap::new();
+        // kernels for GPUs and for CPUs are cut differently
+        for (tier, cpu) in
+            [(Tier::Portable, true), (Tier::Portable, false), (Tier::Subgroup, false)]
+        {
+            let ctx = noop().with_tier(tier).unwrap();
+            let ctx = ctx.with_caps(Caps { cpu, ..ctx.caps.clone() });
+            for case in &cases {
+                // the results are of no device; the dispatches are those of any
+                let _ = run_guarded(&ctx, case, DType::F32, 0);
+            }
+            let found = ctx.take_dispatched();
+            // a state without outputs, which no case has
+            let reads = "const READS: bool = true;";
+            let blind = found
+                .iter()
+                .filter(|l| l.wgsl.contains("const WRITES: bool = true;") && l.wgsl.contains(reads))
+                .map(|l| {
+                    let wgsl = l.wgsl.replace(reads, "const READS: bool = false;");
+                    Dispatched { wgsl, ..l.clone() }
+                });
+            for launch in blind.chain(found.iter().cloned()) {
+                if launch.wgsl.contains("var<workgroup>") && seen.insert(launch.clone()) {
+                    all.entry(launch.wgsl.clone()).or_default().push(launch);
+                }
+            }
+        }
+        all
+    })
+}
+
+/// What the check finds in the first workgroup and the last of a dispatch.
+fn check(launch: &Dispatched, wgsl: &str) -> Result<BTreeSet<String>, String> {
+    let last = launch.groups.map(|n| n - 1);
+    let mut found = races(wgsl, &launch.params, launch.groups, [0; 3])?;
+    if last != [0; 3] {
+        found.extend(races(wgsl, &launch.params, launch.groups, last)?);
+    }
+    Ok(found)
+}
+
+/// File and entry point of a kernel.
+fn kernel(launch: &Dispatched) -> &str {
+    launch.label.split(' ').next().unwrap_or_default()
+}
+
+#[test]
+fn no_kernel_races() {
+    let (mut faults, mut kernels) = (BTreeSet::new(), BTreeSet::new());
+    // sequences of different lengths: the table that says how long is read, not computed
+    let mut not_followed = BTreeMap::new();
+    for (wgsl, launches) in dispatched() {
+        for launch in launches.iter().take(2) {
+            match check(launch, wgsl) {
+                Ok(found) => {
+                    kernels.insert(kernel(launch));
+                    faults.extend(found.into_iter().map(|f| format!("{}: {f}", launch.label)));
+                }
+                Err(why) => {
+                    not_followed.insert(wgsl, format!("{}: {why}", launch.label));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+    assert_eq!(kernels.into_iter().collect::<Vec<_>>(), KERNELS);
+    for (wgsl, why) in not_followed {
+        assert!(wgsl.contains("const RAGGED: bool = true;") && why.contains("on data"), "{why}");
+    }
+}
+
+#[test]
+fn every_barrier_is_missed() {
+    // by kernel and place among its barriers, whether some dispatch needs it.
+    let mut needed: BTreeMap<(&str, usize), bool> = BTreeMap::new();
+    for (wgsl, launches) in dispatched() {
+        let is_barrier = |line: &str| line.trim() == "workgroupBarrier();";
+        let barriers = wgsl.lines().filter(|line| is_barrier(line)).count();
+        for place in 0..barriers {
+            let key = (kernel(&launches[0]), place);
+            if needed.get(&key) == Some(&true) {
+                continue;
+            }
+            let mut at = 0;
+            let without: Vec<&str> = wgsl
+                .lines()
+                .map(|line| {
+                    at += usize::from(is_barrier(line));
+                    if is_barrier(line) && at == place + 1 { "" } else { line }
+                })
+                .collect();
+            let without = without.join("\n");
+            let seen = |launch: &Dispatched| check(launch, &without).is_ok_and(|f| !f.is_empty());
+            let seen = launches.iter().any(seen);
+            *needed.entry(key).or_default() |= seen;
+        }
+    }
+    let idle: Vec<_> = needed.iter().filter(|(_, needed)| !**needed).map(|(key, _)| key).collect();
+    assert!(idle.is_empty(), "nothing is found without these barriers: {idle:?}");
+    let kernels: BTreeSet<&str> = needed.keys().map(|(kernel, _)| *kernel).collect();
+    assert_eq!(kernels.into_iter().collect::<Vec<_>>(), KERNELS);
+}
