@@ -547,7 +547,12 @@ fn flash(
     {
         let empty = l[I] == 0.0;
         if first_row + I * WORKGROUP + local < rows_q {
+            // @if SPLIT
+            // merged as they are, see merge.wgsl
+            let inverse = 1.0;
+            // @else
             let inverse = select(1.0 / l[I], 0.0, empty);
+            // @end
             let at = batch * params.o.x + (q_start + row[I]) * params.o.y + head[I] * params.o.z + params.o.w + split * params.o_split;
             // @if ROLLED
             var c = 0u;
@@ -567,12 +572,17 @@ fn flash(
             o_store4n(at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[I * DV4 + C] * inverse);
             // @end
             // @end
+            let at_lse = batch * params.lse.x + head[I] * params.lse.y + (q_start + row[I]) * params.lse.z + params.lse.w + split * params.lse_split;
+            // @if SPLIT
+            lse_store_bits(at_lse, bitcast<u32>(m[I]));
+            lse_store_bits(at_lse + 1u, bitcast<u32>(l[I]));
+            // @else
             // m is in base 2; -inf for a row that sees nothing
             let value = m[I] * 0.6931471805599453 + log(select(l[I], 1.0, empty));
-            let at_lse = batch * params.lse.x + head[I] * params.lse.y + (q_start + row[I]) * params.lse.z + params.lse.w + split * params.lse_split;
             if params.lse_wanted != 0u {
                 lse_store_bits(at_lse, select(bitcast<u32>(value), 0xff800000u, empty));
             }
+            // @end
         }
     }
     // @end

@@ -1,12 +1,17 @@
 // Merge of attention results over disjoint sets of keys, in the order of the parts.
 // One invocation owns four channels of one row; it reads the row's LSEs twice, for their maximum and
 // for the weights exp(lse_p - maximum).
-//   o_parts [P, B, T, H, Dv], lse_parts [P, B, H, T], o [B, T, H, Dv], lse [B, H, T]
+// PAIRS: parts come from flash.wgsl as they stood in its registers, outputs not divided by the sum
+// of their weights, and instead of an LSE, whose rounding would be an error of every weight, that
+// sum and the largest score, in base 2.
+//   o_parts [P, B, T, H, Dv], lse_parts [P, B, H, T] or [P, B, H, T, 2], o [B, T, H, Dv],
+//   lse [B, H, T]
 // Source: Rabe and Staats 2021, arXiv:2112.05682, section 2. Twin: none; the reference is the op.
 const HEAD_DIM_V: u32 = 64u; // @spec
 const DV4: u32 = 16u; // @spec
 // rows have different numbers of parts
 const COUNTED: bool = true; // @spec
+const PAIRS: bool = true; // @spec
 
 // Must match `attention::merge::Params` (tested). Strides in elements.
 struct Params {
@@ -38,6 +43,7 @@ struct Params {
 // @end
 
 const HIDDEN: f32 = -1e30;
+const LN_2: f32 = 0.6931471805599453;
 const MINUS_INFINITY: u32 = 0xff800000u;
 
 @compute @workgroup_size(64)
@@ -67,16 +73,28 @@ fn merge(
     var top = HIDDEN;
     for (var p = 0u; p < parts; p++) {
         let x = lse_parts_load(lse_at + p * params.lse_part);
+        // @if PAIRS
+        // HIDDEN where that part saw no key
+        top = max(top, x);
+        // @else
         // -inf, told by its bits: that part saw no key
         top = max(top, select(x, HIDDEN, bitcast<u32>(x) == MINUS_INFINITY));
+        // @end
     }
     var sum = 0.0;
     var acc = vec4<f32>(0.0);
     for (var p = 0u; p < parts; p++) {
         let x = lse_parts_load(lse_at + p * params.lse_part);
+        // @if PAIRS
+        let weights = lse_parts_load(lse_at + p * params.lse_part + 1u);
+        let seen = weights != 0.0;
+        let w = select(0.0, exp2(max(x - top, -200.0)), seen);
+        sum = fma(w, weights, sum);
+        // @else
         let seen = bitcast<u32>(x) != MINUS_INFINITY;
         let w = select(0.0, exp2(max((x - top) * 1.4426950408889634, -200.0)), seen);
         sum += w;
+        // @end
         let part = o_parts_load4n(o_at + p * params.o_part, min(4u, HEAD_DIM_V - chunk * 4u));
         acc = fma(vec4<f32>(w), select(vec4<f32>(0.0), part, vec4<bool>(seen)), acc);
     }
@@ -85,7 +103,7 @@ fn merge(
     let at = batch * params.o.x + seq * params.o.y + head * params.o.z + params.o.w + chunk * 4u;
     o_store4n(at, min(4u, HEAD_DIM_V - chunk * 4u), acc * inverse);
     if chunk == 0u {
-        let value = top + log(select(sum, 1.0, empty));
+        let value = top * select(1.0, LN_2, PAIRS) + log(select(sum, 1.0, empty));
         lse_store_bits(
             batch * params.lse.x + head * params.lse.y + seq * params.lse.z + params.lse.w,
             select(bitcast<u32>(value), MINUS_INFINITY, empty),

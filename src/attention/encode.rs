@@ -337,7 +337,7 @@ impl AttentionPlan {
         params.v = place(&args.v, &v);
         resources.extend([q.resource, k.resource, v.resource]);
 
-        // partial results: [part, batch, seq, head, channel] and [part, batch, head, seq]
+        // partial results: [part, batch, seq, head, channel] and [part, batch, head, seq, 2]
         let width = s.head_dim_v.next_multiple_of(4);
         let rows_all = u64::from(s.batch) * u64::from(s.seq_q) * u64::from(s.heads);
         let partial = match args.scratch {
@@ -351,9 +351,9 @@ impl AttentionPlan {
                 let (heads, seq) = (u64::from(s.heads), u64::from(s.seq_q));
                 let wide = u64::from(width);
                 params.o = [per_batch(seq * heads * wide), stride(heads * wide), width, 0];
-                params.lse = [per_batch(heads * seq), s.seq_q, 1, 0];
+                params.lse = [per_batch(2 * heads * seq), stride(2 * seq), 2, 0];
                 params.o_split = stride(rows_all * wide);
-                params.lse_split = stride(rows_all);
+                params.lse_split = stride(2 * rows_all);
                 let range = |offset: u64, bytes: u64| {
                     Resource::Buffer(wgpu::BufferBinding {
                         buffer: scratch,

@@ -81,8 +81,22 @@ pub(super) struct Params {
     pub(super) unused: u32,
 }
 
+/// What parts the kernel reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Parts {
+    /// Rows have different numbers of them.
+    pub(super) counted: bool,
+    /// They are outputs not yet divided, with a maximum and a sum, instead of outputs and LSEs.
+    pub(super) pairs: bool,
+}
+
 /// The kernel for parts and an output so declared.
-pub(super) fn key(head_dim_v: u32, [parts, o]: [TensorDecl; 2], lse: bool, counted: bool) -> Key {
+pub(super) fn key(
+    head_dim_v: u32,
+    [parts, o]: [TensorDecl; 2],
+    lse: bool,
+    Parts { counted, pairs }: Parts,
+) -> Key {
     let plain = TensorDecl { dtype: DType::F32, vec4: false };
     Key {
         source: MERGE,
@@ -91,6 +105,7 @@ pub(super) fn key(head_dim_v: u32, [parts, o]: [TensorDecl; 2], lse: bool, count
             ("HEAD_DIM_V", format!("{head_dim_v}u")),
             ("DV4", format!("{}u", head_dim_v.div_ceil(4))),
             ("COUNTED", counted.to_string()),
+            ("PAIRS", pairs.to_string()),
         ],
         tensors: vec![
             ("o_parts", Some(parts)),
@@ -163,7 +178,7 @@ impl MergePlan {
         let whole = self.shape.head_dim_v.is_multiple_of(4);
         let decl = |dtype, aligned: bool| TensorDecl { dtype, vec4: aligned && whole };
         let decls = [decl(self.op.parts_dtype, aligned[0]), decl(self.op.dtype, aligned[1])];
-        key(self.shape.head_dim_v, decls, lse, false)
+        key(self.shape.head_dim_v, decls, lse, Parts::default())
     }
 
     /// The text of the kernel, for aligned views and with LSE.

@@ -500,12 +500,12 @@ impl AttentionPlan {
     /// Bytes of scratch that [`AttentionArgs::scratch`](super::AttentionArgs::scratch) must have.
     ///
     /// 0 without a split or [`Algorithm::Unfused`]; with a split
-    /// `4 * (head_dim_v rounded up to 4 + 1)` for each row and part.
+    /// `4 * (head_dim_v rounded up to 4 + 2)` for each row and part.
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch_parts().iter().fold(0, |sum: u64, &part| sum.saturating_add(part))
     }
 
-    /// Bytes of scores or partial outputs, and of partial LSEs. Each a multiple of 256, the largest
+    /// Bytes of scores or partial outputs, and of the partial outputs' maxima and sums. Each a multiple of 256, the largest
     /// alignment of a binding.
     pub(super) fn scratch_parts(&self) -> [u64; 2] {
         let s = self.shape;
@@ -518,7 +518,7 @@ impl AttentionPlan {
         }
         let parts = self.split.map_or(0, |_| self.parts());
         let rows = |width: u32| bytes(&[s.batch, s.seq_q, s.heads, parts, width]);
-        [rows(s.head_dim_v.next_multiple_of(4)), rows(1)]
+        [rows(s.head_dim_v.next_multiple_of(4)), rows(2)]
     }
 
     /// The most parts that a row's keys are cut into.
@@ -574,7 +574,7 @@ impl AttentionPlan {
                 s.head_dim_v,
                 [TensorDecl { dtype: DType::F32, vec4: true }, self.output(variant)],
                 variant.lse,
-                op.ragged(),
+                merge::Parts { counted: op.ragged(), pairs: true },
             ));
         }
         keys
