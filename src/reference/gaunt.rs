@@ -113,12 +113,11 @@ pub fn vector_coefficients(lmax1: u32, lmax2: u32, lmax_out: u32) -> Vec<f64> {
     h
 }
 
-/// Points and weights of a quadrature that is exact for polynomials of the given degree.
-fn sphere_points(degree: u32) -> Vec<([f64; 3], f64)> {
-    let n = degree / 2 + 1;
-    let (count_a, mut points) = (degree + 1, Vec::new());
-    for i in 0..n {
-        // root of P_n by bisection between the bounds of Bruns: independent of the kernels' tables
+/// The roots of the Legendre polynomial of degree `n`, increasing: `cos b` of the parallels of a
+/// Gauss-Legendre grid.
+pub(crate) fn parallels(n: u32) -> Vec<f64> {
+    let root = |i: u32| {
+        // bisection between the bounds of Bruns: independent of the kernels' tables
         let bound = |k: f64| (PI * (k / (f64::from(n) + 0.5))).cos();
         let (mut high, mut low) = (bound(f64::from(i) + 0.5), bound(f64::from(i) + 1.0));
         let sign = legendre(n, high).0.signum();
@@ -126,7 +125,16 @@ fn sphere_points(degree: u32) -> Vec<([f64; 3], f64)> {
             let middle = 0.5 * (low + high);
             if legendre(n, middle).0.signum() == sign { high = middle } else { low = middle }
         }
-        let t = 0.5 * (low + high);
+        0.5 * (low + high)
+    };
+    (0..n).rev().map(root).collect()
+}
+
+/// Points and weights of a quadrature that is exact for polynomials of the given degree.
+fn sphere_points(degree: u32) -> Vec<([f64; 3], f64)> {
+    let n = degree / 2 + 1;
+    let (count_a, mut points) = (degree + 1, Vec::new());
+    for t in parallels(n) {
         let slope = legendre(n, t).1;
         let weight = 2.0 / ((1.0 - t * t) * slope * slope) * 2.0 * PI / f64::from(count_a);
         let s = (1.0 - t * t).sqrt();

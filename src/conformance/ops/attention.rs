@@ -10,20 +10,19 @@ use crate::conformance::case::{Case, Data};
 use crate::conformance::run::{Outcome, Output, Stop};
 use crate::{DType, Layout, Result, TensorView};
 
-/// The function of an operator of this family.
-pub(super) fn find(op: &str) -> Option<Op> {
-    Some(match op {
-        "sdpa" => sdpa,
-        "sdpa_varlen" => varlen,
-        "mla_decode" => mla_decode,
-        "merge_partials" => merge,
-        "plga" => plga,
-        "moh" => moh,
-        "triple_attention" => triple,
-        "sdpa_bwd" | "mla_absorb" | "plga_full" => not_built,
-        _ => return None,
-    })
-}
+/// The operators of this family.
+pub(super) const OPS: &[(&str, Op)] = &[
+    ("sdpa", sdpa),
+    ("sdpa_varlen", varlen),
+    ("mla_decode", mla_decode),
+    ("merge_partials", merge),
+    ("plga", plga),
+    ("moh", moh),
+    ("triple_attention", triple),
+    ("sdpa_bwd", not_built),
+    ("mla_absorb", not_built),
+    ("plga_full", not_built),
+];
 
 /// A tensor of four axes with its middle two exchanged: the cases are heads-first.
 fn heads_last(tensor: &Tensor<4>) -> Result<TensorView<'_, 4>> {

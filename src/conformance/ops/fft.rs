@@ -7,10 +7,8 @@ use crate::conformance::case::Case;
 use crate::conformance::run::{Outcome, Stop};
 use crate::fft::{Direction, Fft, FftArgs};
 
-/// The function of an operator of this family.
-pub(super) fn find(op: &str) -> Option<Op> {
-    (op == "fft").then_some(fft)
-}
+/// The operators of this family.
+pub(super) const OPS: &[(&str, Op)] = &[("fft", fft)];
 
 fn fft(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let (shape @ [batch, ..], x) = case.input::<4>("in.x")?;

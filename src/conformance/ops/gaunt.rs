@@ -5,25 +5,23 @@ use super::rig::{Rig, Tensor};
 use crate::conformance::case::Case;
 use crate::conformance::run::{Outcome, Output, Stop};
 use crate::gaunt::*;
-use crate::{DType, Layout, Result, TensorView, reference};
+use crate::{DType, Error, Layout, Result, TensorView, reference};
 
-/// The function of an operator of this family.
-pub(super) fn find(op: &str) -> Option<Op> {
-    Some(match op {
-        "gaunt_coeffs" => gaunt_coeffs,
-        "spherical_harmonics" => spherical_harmonics,
-        "gaunt_tp" | "gaunt_tp_weighted" => gaunt_tp,
-        "gaunt_tp_bwd" => gaunt_tp_bwd,
-        "gaunt_conv" => gaunt_conv,
-        "gaunt_many_body" => gaunt_many_body,
-        "gaunt_equivariance" => gaunt_equivariance,
-        "s2grid" => s2grid,
-        "sh_to_fourier" => sh_to_fourier,
-        "cg_coeffs" => cg_coeffs,
-        "cg_full_tp" => cg_full_tp,
-        _ => return None,
-    })
-}
+/// The operators of this family.
+pub(super) const OPS: &[(&str, Op)] = &[
+    ("gaunt_coeffs", gaunt_coeffs),
+    ("spherical_harmonics", spherical_harmonics),
+    ("gaunt_tp", gaunt_tp),
+    ("gaunt_tp_weighted", gaunt_tp),
+    ("gaunt_tp_bwd", gaunt_tp_bwd),
+    ("gaunt_conv", gaunt_conv),
+    ("gaunt_many_body", gaunt_many_body),
+    ("gaunt_equivariance", gaunt_equivariance),
+    ("s2grid", s2grid),
+    ("sh_to_fourier", sh_to_fourier),
+    ("cg_coeffs", cg_coeffs),
+    ("cg_full_tp", cg_full_tp),
+];
 
 /// A product as the case's `L1`, `L2`, `Lout` say.
 fn product(case: &Case, dtype: DType) -> Result<GauntTensorProduct, Stop> {
@@ -71,6 +69,13 @@ fn gaunt_coeffs(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     // also checks the degrees
     gaunt_coefficients(options.lmax1, options.lmax2, options.lmax_out, Coupling::Scalar)?;
     let [n1, n2, n3] = [options.lmax1, options.lmax2, options.lmax_out].map(|l| (l + 1).pow(2));
+    // made on the host, so refused here
+    let need = [n1, n2, n1.max(n2).max(n3), 4].iter().map(|&n| u64::from(n)).product();
+    let limit = rig.caps.binding_size;
+    if need > limit {
+        let what = "bytes in the products of all unit vectors";
+        return Err(Error::Limit { op: "conformance", what, need, limit }.into());
+    }
     let x = rig.upload([n1 * n2, 1, n1], &unit_rows(n1, n2, 1), dtype)?;
     let y = rig.upload([n1 * n2, 1, n2], &unit_rows(n2, 1, n1), dtype)?;
     let z = run(rig, options, x.view(), y.view(), [None; 3])?;
@@ -229,17 +234,27 @@ fn s2grid(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
         let mut pass = encoder.begin_compute_pass(&Default::default());
         plan.sh_to_grid(rig, &mut pass, x.view(), f.view(), &scratch)
     })?;
+    let mut back = Vec::new();
+    if case.tensor("out.x").is_some() {
+        let x = rig.poisoned(shape, dtype)?;
+        rig.submit(|encoder| {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            plan.grid_to_sh(rig, &mut pass, f.view(), x.view(), &scratch)
+        })?;
+        back.push(rig.output("out.x", &x)?);
+    }
     #[expect(clippy::cast_possible_truncation, reason = "results are f32")]
     let list = |name: &str, values: Vec<f64>| Output {
         name: name.into(),
         shape: vec![u32::try_from(values.len()).unwrap_or(u32::MAX)],
         data: values.iter().map(|&v| v as f32).collect(),
     };
-    Ok(vec![
+    back.extend([
         rig.output("out.f", &f)?,
         list("out.nodes", grid.nodes()),
         list("out.alpha", grid.longitudes()),
-    ])
+    ]);
+    Ok(back)
 }
 
 fn sh_to_fourier(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
@@ -260,7 +275,16 @@ fn sh_to_fourier(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
         shape: vec![batch, channels, side, side],
         data: pairs.data.iter().skip(at).step_by(2).copied().collect(),
     };
-    Ok(vec![part("out.re", 0), part("out.im", 1)])
+    let mut outputs = vec![part("out.re", 0), part("out.im", 1)];
+    if case.tensor("out.x").is_some() {
+        let x = rig.poisoned(shape, dtype)?;
+        rig.submit(|encoder| {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            plan.fourier_to_sh(rig, &mut pass, c.view(), x.view())
+        })?;
+        outputs.push(rig.output("out.x", &x)?);
+    }
+    Ok(outputs)
 }
 
 /// The full product of unit vectors, undoing its component normalisation, is the coupling tensor.

@@ -10,22 +10,19 @@ use crate::linear_attention::{
 };
 use crate::{DType, Layout, Result};
 
-/// The function of an operator of this family.
-pub(super) fn find(op: &str) -> Option<Op> {
-    Some(match op {
-        "lightning" => lightning,
-        "retention" => retention,
-        "gla" => gla,
-        "simple_gla" => simple_gla,
-        "linear_attn_causal" => causal,
-        "linear_attn_elu" => elu,
-        "linear_attn_noncausal" => noncausal,
-        "delta_rule" => delta_rule,
-        "gated_delta_rule" => gated_delta_rule,
-        "gla_bwd" => not_built,
-        _ => return None,
-    })
-}
+/// The operators of this family.
+pub(super) const OPS: &[(&str, Op)] = &[
+    ("lightning", lightning),
+    ("retention", retention),
+    ("gla", gla),
+    ("simple_gla", simple_gla),
+    ("linear_attn_causal", causal),
+    ("linear_attn_elu", elu),
+    ("linear_attn_noncausal", noncausal),
+    ("delta_rule", delta_rule),
+    ("gated_delta_rule", gated_delta_rule),
+    ("gla_bwd", not_built),
+];
 
 /// Constant decays given as positive rates; heads-first.
 fn lightning(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {

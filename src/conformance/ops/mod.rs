@@ -18,14 +18,17 @@ pub(super) use rig::Rig;
 /// Runs a case's operator.
 pub(super) type Op = fn(&Rig<'_>, &Case, DType) -> Outcome;
 
+/// Every operator by its name in the cases.
+pub(super) fn all() -> impl Iterator<Item = (&'static str, Op)> {
+    [attention::OPS, neighborhood::OPS, linear::OPS, gaunt::OPS, relative::OPS, fft::OPS]
+        .into_iter()
+        .flatten()
+        .copied()
+}
+
 /// The function of an operator by its name in the cases.
 pub(super) fn find(op: &str) -> Option<Op> {
-    attention::find(op)
-        .or_else(|| neighborhood::find(op))
-        .or_else(|| linear::find(op))
-        .or_else(|| gaunt::find(op))
-        .or_else(|| relative::find(op))
-        .or_else(|| fft::find(op))
+    all().find(|(name, _)| *name == op).map(|(_, run)| run)
 }
 
 /// An operator that this crate does not have yet.

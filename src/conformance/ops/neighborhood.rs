@@ -9,19 +9,18 @@ use crate::neighborhood::{
 };
 use crate::{DType, Result};
 
-/// The function of an operator of this family.
-pub(super) fn find(op: &str) -> Option<Op> {
-    Some(match op {
-        "natten_1d" => natten::<1, 4, 3>,
-        "natten_2d" => natten::<2, 5, 4>,
-        "natten_3d" => natten::<3, 6, 5>,
-        "maxvit_block" | "maxvit_grid" => maxvit,
-        "halo" => halo,
-        "axial" => axial,
-        "natten_bwd_1d" | "natten_bwd_2d" => not_built,
-        _ => return None,
-    })
-}
+/// The operators of this family.
+pub(super) const OPS: &[(&str, Op)] = &[
+    ("natten_1d", natten::<1, 4, 3>),
+    ("natten_2d", natten::<2, 5, 4>),
+    ("natten_3d", natten::<3, 6, 5>),
+    ("maxvit_block", maxvit),
+    ("maxvit_grid", maxvit),
+    ("halo", halo),
+    ("axial", axial),
+    ("natten_bwd_1d", not_built),
+    ("natten_bwd_2d", not_built),
+];
 
 /// NATTEN's operator on `D` axes: `R = D + 3` axes of a tensor, `L = D + 2` of the LSE.
 fn natten<const D: usize, const R: usize, const L: usize>(

@@ -9,10 +9,8 @@ use crate::linear_attention::{
 };
 use crate::{DType, Layout};
 
-/// The function of an operator of this family.
-pub(super) fn find(op: &str) -> Option<Op> {
-    (op == "kernel_rpe").then_some(kernel_rpe)
-}
+/// The operators of this family.
+pub(super) const OPS: &[(&str, Op)] = &[("kernel_rpe", kernel_rpe)];
 
 /// Heads-first, with features given or to be made.
 fn kernel_rpe(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {

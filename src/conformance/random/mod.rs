@@ -2,6 +2,9 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "problems are small, and tensors hold f32")]
 
+mod gaunt;
+mod windows;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
@@ -11,17 +14,15 @@ use crate::attention::{
     Attention, AttentionShape, CausalAlignment, Mask, TripleAttention, TripleShape, Window,
 };
 use crate::fft::Direction;
-use crate::gaunt::{ClebschGordan, Irreps, ShNormalization};
 use crate::linear_attention::{
     Decay, FeatureMap, LinearAttention, LinearAttentionShape, Normalize, Update,
 };
-use crate::neighborhood::{NeighborhoodAttention, NeighborhoodShape};
-use crate::reference::{self, AttentionInputs, LinearAttentionInputs, NeighborhoodInputs};
+use crate::reference::{self, AttentionInputs, LinearAttentionInputs};
 
 type Make = fn(&mut Problem);
 
 /// Operators with random problems: name, family, maker.
-const OPS: [(&str, &str, Make); 26] = [
+const OPS: &[(&str, &str, Make)] = &[
     ("sdpa", "sdpa", sdpa),
     ("sdpa_varlen", "sdpa", varlen),
     ("mla_decode", "misc", mla_decode),
@@ -38,16 +39,28 @@ const OPS: [(&str, &str, Make); 26] = [
     ("delta_rule", "linear", |p| linear(p, "delta_rule")),
     ("gated_delta_rule", "linear", |p| linear(p, "gated_delta_rule")),
     ("kernel_rpe", "misc", kernel_rpe),
-    ("natten_1d", "natten", natten::<1>),
-    ("natten_2d", "natten", natten::<2>),
-    ("natten_3d", "natten", natten::<3>),
-    ("gaunt_tp", "gaunt", |p| gaunt_tp(p, false)),
-    ("gaunt_tp_weighted", "gaunt", |p| gaunt_tp(p, true)),
-    ("gaunt_conv", "gaunt", gaunt_conv),
-    ("gaunt_many_body", "gaunt", gaunt_many_body),
-    ("spherical_harmonics", "gaunt", spherical_harmonics),
-    ("cg_full_tp", "gaunt", cg_full_tp),
+    ("natten_1d", "natten", windows::natten::<1>),
+    ("natten_2d", "natten", windows::natten::<2>),
+    ("natten_3d", "natten", windows::natten::<3>),
+    ("gaunt_tp", "gaunt", |p| gaunt::gaunt_tp(p, false)),
+    ("gaunt_tp_weighted", "gaunt", |p| gaunt::gaunt_tp(p, true)),
+    ("gaunt_conv", "gaunt", gaunt::gaunt_conv),
+    ("gaunt_many_body", "gaunt", gaunt::gaunt_many_body),
+    ("spherical_harmonics", "gaunt", gaunt::spherical_harmonics),
+    ("cg_full_tp", "gaunt", gaunt::cg_full_tp),
     ("fft", "fft", fft),
+    // new ones at the end: an operator's place is part of its seed
+    ("moh", "misc", moh),
+    ("maxvit_block", "misc", |p| windows::maxvit(p, false)),
+    ("maxvit_grid", "misc", |p| windows::maxvit(p, true)),
+    ("halo", "misc", windows::halo),
+    ("axial", "misc", windows::axial),
+    ("gaunt_coeffs", "gaunt", gaunt::gaunt_coeffs),
+    ("gaunt_tp_bwd", "gaunt", gaunt::gaunt_tp_bwd),
+    ("gaunt_equivariance", "gaunt", gaunt::gaunt_equivariance),
+    ("s2grid", "gaunt", gaunt::s2grid),
+    ("sh_to_fourier", "gaunt", gaunt::sh_to_fourier),
+    ("cg_coeffs", "gaunt", gaunt::cg_coeffs),
 ];
 
 /// Names of the operators that [`random_case`] knows.
@@ -85,7 +98,7 @@ pub fn random_case(op: &str, seed: u64) -> Option<Case> {
         expect: Expect::Values,
         optional: false,
         f16_applicable: problem.half,
-        inputs_f16_exact: true,
+        inputs_f16_exact: problem.half,
         tolerance: problem.tolerance,
         tensors: problem.tensors,
     })
@@ -167,6 +180,17 @@ impl Problem {
             .collect();
         self.given(name, shape, &values);
         values
+    }
+
+    /// A batch from 1 to `most`; now and then none.
+    fn batch(&mut self, most: u32) -> u32 {
+        if self.rng.chance(4) { 0 } else { self.rng.range(1, most) }
+    }
+
+    /// The unit of an input that the outputs are linear in: mostly that of [`Self::normal`], now
+    /// and then one for magnitudes of hundreds or of hundredths.
+    fn unit(&mut self) -> f64 {
+        self.rng.pick(&[64f64, 64.0, 64.0, 64.0, 64.0, 64.0, 0.25, 2048.0]).recip()
     }
 
     /// Numbers from -1.5 to 1.5.
@@ -461,6 +485,83 @@ fn plga(p: &mut Problem) {
     );
 }
 
+/// Numbers for the heads of each token, no two of a token equal: which are the largest is clear.
+fn logits(p: &mut Problem, name: &str, [b, n, heads]: [u32; 3]) -> Vec<f64> {
+    let mut x = Vec::new();
+    for _ in 0..b * n {
+        let token = (0..heads).map(|h| f64::from(h + heads * p.rng.range(0, 16)) / 64.0 - 1.5);
+        x.extend(token);
+    }
+    p.given(name, &[b, n, heads], &x);
+    x
+}
+
+fn softmax(x: &[f64]) -> Vec<f64> {
+    let total: f64 = x.iter().map(|x| x.exp()).sum();
+    x.iter().map(|x| x.exp() / total).collect()
+}
+
+/// Mixture of heads: some on for every token, of the others the best for each token.
+fn moh(p: &mut Problem) {
+    let [shared, routed] = [p.rng.pick(&[0, 0, 1, 2, 3]), p.rng.range(1, 9)];
+    let top = p.rng.range(1, routed);
+    let d = p.rng.pick(&[1, 8, 16, 20, 32, 64]);
+    let heads = shared + routed;
+    let n = p.rng.length(90);
+    let s = AttentionShape {
+        batch: p.batch(2),
+        seq_q: n,
+        seq_k: n,
+        heads,
+        heads_kv: heads,
+        head_dim: d,
+        head_dim_v: d,
+    };
+    let b = s.batch;
+    p.param("shared", shared);
+    p.param("topk", top);
+    let scale = p.scale(d);
+    let mut input = |name: &str, unit: f64| {
+        let shape = [b, heads, n, d];
+        swapped(&p.input(name, &shape, unit, [-96, 96]), shape)
+    };
+    let (q, k) = (input("in.q", 1.0 / 64.0), input("in.k", 1.0 / 64.0));
+    let unit = p.unit();
+    let v_shape = [b, heads, n, d];
+    let v = swapped(&p.input("in.v", &v_shape, unit, [-96, 96]), v_shape);
+    let options = Attention { scale: Some(scale), ..Default::default() };
+    let inputs = AttentionInputs { q: &q, k: &k, v: &v, ..Default::default() };
+    let (mut o, _) = reference::attention(&s, &options, &inputs);
+
+    let of_routed = logits(p, "in.routed_logits", [b, n, routed]);
+    let (of_shared, mix) = match shared {
+        0 => (Vec::new(), Vec::new()),
+        _ => (logits(p, "in.shared_logits", [b, n, shared]), logits(p, "in.mix_logits", [b, n, 2])),
+    };
+    let mut gates = Vec::new();
+    for token in 0..(b * n) as usize {
+        let of = |x: &[f64], width: u32| x[token * width as usize..][..width as usize].to_vec();
+        let mut share = [1.0, 1.0];
+        if shared > 0 {
+            let both = softmax(&of(&mix, 2));
+            share = [2.0 * both[0], 2.0 * both[1]];
+            let weights = softmax(&of(&of_shared, shared));
+            gates.extend(weights.iter().map(|w| w * f64::from(shared) * share[0]));
+        }
+        let logits = of(&of_routed, routed);
+        // a head is kept if fewer than `top` are above it
+        let above = |x: f64| logits.iter().filter(|other| **other > x).count();
+        let kept = |x: f64| if above(x) < top as usize { x.exp() } else { 0.0 };
+        let total: f64 = logits.iter().map(|&x| kept(x)).sum();
+        gates.extend(logits.iter().map(|&x| kept(x) / total * f64::from(top) * share[1]));
+    }
+    for (row, gate) in o.chunks_mut(d as usize).zip(&gates) {
+        row.iter_mut().for_each(|x| *x *= gate);
+    }
+    p.output("out.o", &[b, n, heads * d], &o, Class::Products);
+    p.output("out.gates", &[b, n, heads], &gates, Class::Plain);
+}
+
 fn triple(p: &mut Problem) {
     let heads_kv = p.rng.range(1, 2);
     let n = p.rng.range(1, 20);
@@ -653,197 +754,6 @@ fn kernel_rpe(p: &mut Problem) {
     p.output("out.o", &[b, h, n, dv], &o, Class::Ratios);
 }
 
-fn natten<const D: usize>(p: &mut Problem) {
-    let most = [90, 14, 7][D - 1];
-    let kernel_most = [16, 7, 4][D - 1];
-    let mut op = NeighborhoodAttention::<D>::new([1; D]);
-    let mut spatial = [1; D];
-    for (axis, extent) in spatial.iter_mut().enumerate() {
-        let kernel = p.rng.range(1, kernel_most);
-        let dilation = p.rng.range(1, 2);
-        // each dilation group holds a window
-        *extent = p.rng.range(kernel * dilation, (kernel * dilation).max(most));
-        op.kernel_size[axis] = kernel;
-        op.dilation[axis] = dilation;
-        op.stride[axis] = if p.rng.chance(60) { 1 } else { p.rng.range(1, kernel) };
-        op.is_causal[axis] = p.rng.chance(25);
-    }
-    let heads_kv = p.rng.range(1, 2);
-    let dim = p.rng.pick(&[7, 8, 16, 30, 32, 64]);
-    let s = NeighborhoodShape {
-        batch: p.rng.range(1, 2),
-        spatial,
-        heads: heads_kv * p.rng.range(1, 2),
-        heads_kv,
-        head_dim: dim,
-        head_dim_v: dim,
-        extra_tokens: if p.rng.chance(20) { p.rng.range(1, 9) } else { 0 },
-    };
-    p.param("kernel_size", op.kernel_size.to_vec());
-    p.param("stride", op.stride.to_vec());
-    p.param("dilation", op.dilation.to_vec());
-    p.param("is_causal", op.is_causal.to_vec());
-    op.scale = Some(p.scale(dim));
-    let shape = |heads: u32, last: &[u32]| {
-        let mut shape = vec![s.batch];
-        shape.extend(spatial);
-        shape.push(heads);
-        shape.extend(last);
-        shape
-    };
-    let q = p.normal("in.q", &shape(s.heads, &[dim]));
-    let k = p.normal("in.k", &shape(heads_kv, &[dim]));
-    let v = p.normal("in.v", &shape(heads_kv, &[dim]));
-    let (mut extra_k, mut extra_v) = (Vec::new(), Vec::new());
-    if s.extra_tokens > 0 {
-        let shape = [s.batch, s.extra_tokens, heads_kv, dim];
-        (extra_k, extra_v) = (p.normal("in.extra_k", &shape), p.normal("in.extra_v", &shape));
-    }
-    let inputs =
-        NeighborhoodInputs { q: &q, k: &k, v: &v, extra_k: &extra_k, extra_v: &extra_v, bias: &[] };
-    let (o, lse) = reference::neighborhood_attention(&op, &s, &inputs);
-    p.output("out.o", &shape(s.heads, &[dim]), &o, Class::Plain);
-    p.output("out.lse", &shape(s.heads, &[]), &lse, Class::Plain);
-}
-
-/// Degrees of a product, as arguments.
-fn degrees(p: &mut Problem, most: u32) -> [u32; 3] {
-    let [a, b] = [p.rng.range(0, most), p.rng.range(0, most)];
-    let l = [a, b, p.rng.range(0, a + b)];
-    for (name, l) in ["L1", "L2", "Lout"].into_iter().zip(l) {
-        p.param(name, l);
-    }
-    l
-}
-
-fn gaunt_tp(p: &mut Problem, weighted: bool) {
-    let [l1, l2, l3] = degrees(p, 6);
-    let [b, c] = [p.rng.range(1, 70), p.rng.range(1, 9)];
-    let n = |l: u32| (l + 1) * (l + 1);
-    let mut x = p.normal("in.x", &[b, c, n(l1)]);
-    let mut y = p.normal("in.y", &[b, c, n(l2)]);
-    if weighted {
-        let mut weigh = |name: &str, l: u32, x: &mut Vec<f64>| {
-            let w = p.normal(name, &[c, l + 1]);
-            *x = reference::weight_by_degree(l, x, &w);
-        };
-        weigh("in.w1", l1, &mut x);
-        weigh("in.w2", l2, &mut y);
-    }
-    let mut z = reference::gaunt_tensor_product(l1, l2, l3, &x, &y);
-    if weighted {
-        let w = p.normal("in.w3", &[c, l3 + 1]);
-        z = reference::weight_by_degree(l3, &z, &w);
-    }
-    p.output("out.z", &[b, c, n(l3)], &z, Class::Products);
-}
-
-/// Vectors of whole 64ths, none of them zero.
-fn vectors(p: &mut Problem, n: u32) -> Vec<f64> {
-    let mut r = p.normal("in.r", &[n, 3]);
-    for v in r.chunks_mut(3) {
-        if v.iter().map(|x| x * x).sum::<f64>() < 0.1 {
-            v[1] = 1.0;
-        }
-    }
-    p.given("in.r", &[n, 3], &r);
-    r
-}
-
-fn gaunt_conv(p: &mut Problem) {
-    let [l1, l2, l3] = degrees(p, 4);
-    let [edges, c] = [p.rng.range(1, 60), p.rng.range(1, 9)];
-    let n = |l: u32| (l + 1) * (l + 1);
-    let x = p.normal("in.x", &[edges, c, n(l1)]);
-    let h = p.normal("in.h", &[edges, l2 + 1]);
-    let r = vectors(p, edges);
-    let harmonics = reference::spherical_harmonics(l2, ShNormalization::Integral, &r);
-    let width = n(l2) as usize;
-    let y: Vec<f64> = harmonics
-        .chunks(width)
-        .zip(h.chunks(l2 as usize + 1))
-        .flat_map(|(y, h)| reference::weight_by_degree(l2, y, h))
-        .collect();
-    let wide: Vec<f64> =
-        y.chunks(width).flat_map(|y| (0..c).flat_map(|_| y.to_vec()).collect::<Vec<_>>()).collect();
-    let z = reference::gaunt_tensor_product(l1, l2, l3, &x, &wide);
-    p.output("out.y", &[edges, n(l2)], &y, Class::Ratios);
-    p.output("out.z", &[edges, c, n(l3)], &z, Class::Ratios);
-}
-
-fn gaunt_many_body(p: &mut Problem) {
-    let [l, power] = [p.rng.range(1, 3), p.rng.range(2, 3)];
-    let out = p.rng.range(0, l * power);
-    let [b, c] = [p.rng.range(1, 20), p.rng.range(1, 6)];
-    p.param("L", l);
-    p.param("nu", power);
-    p.param("Lout", out);
-    let x = p.normal("in.x", &[b, c, (l + 1) * (l + 1)]);
-    let z = reference::gaunt_many_body(&vec![(l, &x[..]); power as usize], out);
-    p.output("out.z", &[b, c, (out + 1) * (out + 1)], &z, Class::Products);
-}
-
-fn spherical_harmonics(p: &mut Problem) {
-    let [l, n] = [p.rng.range(0, 10), p.rng.range(1, 200)];
-    let (name, normalization) = p.rng.pick(&[
-        ("integral", ShNormalization::Integral),
-        ("component", ShNormalization::Component),
-        ("norm", ShNormalization::Norm),
-    ]);
-    p.param("L", l);
-    p.param("normalization", name);
-    let r = vectors(p, n);
-    let y = reference::spherical_harmonics(l, normalization, &r);
-    p.output("out.y", &[n, (l + 1) * (l + 1)], &y, Class::Ratios);
-}
-
-fn cg_full_tp(p: &mut Problem) {
-    let mut list = || {
-        let terms: Vec<String> = (0..p.rng.range(1, 3))
-            .map(|_| {
-                let parity = if p.rng.chance(50) { "e" } else { "o" };
-                format!("{}x{}{parity}", p.rng.range(1, 3), p.rng.range(0, 3))
-            })
-            .collect();
-        terms.join("+")
-    };
-    let (a, b) = (list(), list());
-    let parse = |text: &str| text.parse::<Irreps>().unwrap_or_default();
-    let cg = ClebschGordan { irreps1: parse(&a), irreps2: parse(&b), ..Default::default() };
-    p.param("irreps_in1", a);
-    p.param("irreps_in2", b);
-    let batch = p.rng.range(1, 40);
-    let paths = cg.paths();
-    let dims = [&cg.irreps1, &cg.irreps2, &cg.irreps_out()]
-        .map(|irreps| u32::try_from(irreps.dim()).unwrap_or(u32::MAX));
-    let x = p.normal("in.x", &[batch, dims[0]]);
-    let y = p.normal("in.y", &[batch, dims[1]]);
-    let starts = |irreps: &Irreps| -> Vec<usize> {
-        irreps
-            .0
-            .iter()
-            .scan(0, |at, i| {
-                let start = *at;
-                *at += (i.mul * (2 * i.l + 1)) as usize;
-                Some(start)
-            })
-            .collect()
-    };
-    let (starts1, starts2) = (starts(&cg.irreps1), starts(&cg.irreps2));
-    let mut z = vec![0.0; (batch * dims[2]) as usize];
-    for path in &paths {
-        let (i, j) = (cg.irreps1.0[path.first], cg.irreps2.0[path.second]);
-        let block = |mul, l, start| reference::Block { mul, l, start };
-        let blocks = [
-            block(i.mul, i.l, starts1[path.first]),
-            block(j.mul, j.l, starts2[path.second]),
-            block(path.out.mul, path.out.l, path.start as usize),
-        ];
-        reference::clebsch_gordan(blocks, &x, &y, &mut z, dims.map(|n| n as usize));
-    }
-    p.output("out.z", &[batch, dims[2]], &z, Class::Products);
-}
-
 fn fft(p: &mut Problem) {
     p.half = false;
     let long = p.rng.chance(60);
@@ -886,6 +796,74 @@ fn fft(p: &mut Problem) {
             p.given("in.x", &spectrum, &half_in);
             let out: Vec<f64> = points_in.iter().map(|x| x * (n0 * n1) as f64).collect();
             p.output("out.x", &points, &out, Class::Plain);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OPS, random_case};
+    use crate::conformance::ops;
+
+    /// Operators of the cases that no random problem is made for, and why.
+    const WITHOUT: [(&str, &str); 6] = [
+        ("sdpa_bwd", "not built"),
+        ("mla_absorb", "not built"),
+        ("plga_full", "not built"),
+        ("gla_bwd", "not built"),
+        ("natten_bwd_1d", "not built"),
+        ("natten_bwd_2d", "not built"),
+    ];
+
+    #[test]
+    fn every_operator_has_random_problems_or_a_reason() {
+        let without = |op: &str| WITHOUT.iter().any(|(name, _)| *name == op);
+        for (op, _) in ops::all() {
+            let made = OPS.iter().any(|(name, ..)| *name == op);
+            assert!(made != without(op), "{op}: made {made}");
+        }
+        for name in OPS.iter().map(|o| o.0).chain(WITHOUT.map(|w| w.0)) {
+            assert!(ops::find(name).is_some(), "{name} is no operator of the cases");
+        }
+    }
+
+    /// The reason given above is the true one.
+    #[test]
+    fn those_without_are_not_built() {
+        let case = random_case("sdpa", 1).unwrap();
+        let Ok(ctx) = crate::Context::new_blocking() else {
+            let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+            assert!(allowed, "no adapter; TILEWISE_ALLOW_NO_GPU=1 allows that");
+            return;
+        };
+        for (op, reason) in WITHOUT {
+            let case = super::Case { op: op.into(), ..case.clone() };
+            let outcome = crate::conformance::run(&ctx, &case, crate::DType::F32);
+            let Err(crate::conformance::Stop::Unsupported(why)) = outcome else {
+                panic!("{op}: {outcome:?}")
+            };
+            assert!(why.contains(reason), "{why}");
+        }
+    }
+
+    /// The edges come up: no batch, one of everything, large values.
+    #[test]
+    fn edges_come_up() {
+        for op in ["moh", "maxvit_block", "maxvit_grid", "halo", "axial", "gaunt_tp_bwd", "s2grid"]
+        {
+            let (mut empty, mut large, mut small) = (0, 0, 0);
+            for seed in 0..120 {
+                let case = random_case(op, seed).unwrap();
+                let Some(tensor) = case.tensor("in.v").or_else(|| case.tensor("in.x")) else {
+                    panic!("{op} has neither in.v nor in.x")
+                };
+                let super::Data::F32(data) = &tensor.data else { panic!("{op}: floats") };
+                let top = data.iter().fold(0f32, |m, x| m.max(x.abs()));
+                empty += u32::from(data.is_empty());
+                large += u32::from(top > 100.0);
+                small += u32::from(!data.is_empty() && top < 0.05);
+            }
+            assert!(empty > 0 && large > 0 && small > 0, "{op}: {empty} {large} {small}");
         }
     }
 }
