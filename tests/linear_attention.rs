@@ -1176,7 +1176,7 @@ fn published_decays() {
         "linear_attention: layer: expected less than layers = 4, got 4"
     );
     for e in [Decay::lightning(0, 1, 0), Decay::alibi(0), Decay::retention(0)] {
-        assert_eq!(message(e), "linear_attention: heads: expected at least 1, got 0");
+        assert_eq!(message(e), "linear_attention: heads: expected 1 to 65536, got 0");
     }
 }
 

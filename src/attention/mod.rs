@@ -316,13 +316,9 @@ impl Attention {
         let rows = f64::from(shape.batch) * f64::from(shape.heads);
         let (left, right) = self.reach();
         let diagonal = self.alignment().diagonal(shape.seq_q, shape.seq_k);
-        let end = i64::from(shape.seq_k);
-        let seen = |row: u32| {
-            let position = i64::from(row) + diagonal;
-            let limit = (position + right + 1).clamp(0, end);
-            (limit - (position - left).clamp(0, limit)) as f64
-        };
-        let scores: f64 = (0..shape.seq_q).map(seen).sum();
+        let sum = |first: i64| ramp(shape.seq_q.into(), first.into(), shape.seq_k.into());
+        // all keys up to the last that a query sees, without those before the first
+        let scores = (sum(diagonal + right + 1) - sum(diagonal - left)) as f64;
         2.0 * rows * scores * (f64::from(shape.head_dim) + f64::from(shape.head_dim_v))
     }
 
@@ -347,5 +343,48 @@ impl Attention {
     }
 }
 
+/// The sum of `first + i` for `i` in `0..count`, each cut off below 0 and above `most`.
+fn ramp(count: i128, first: i128, most: i128) -> i128 {
+    let rising = (-first).clamp(0, count)..(most - first).clamp(0, count);
+    let terms = (rising.end - rising.start).max(0);
+    let line = terms * (2 * first + rising.start + rising.end - 1) / 2;
+    line + (count - rising.end) * most
+}
+
 /// The longest sequence: positions are compared as i32 in the kernels.
 const MAX_SEQ: u32 = (1 << 30) - 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against counting, for every mask and window of short sequences.
+    #[test]
+    fn visible_scores_are_counted() {
+        let ends = [None, Some(0), Some(1), Some(3), Some(9)];
+        let masks = [
+            Mask::None,
+            Mask::Causal(CausalAlignment::TopLeft),
+            Mask::Causal(CausalAlignment::BottomRight),
+        ];
+        for (seq_q, seq_k) in (0..7).flat_map(|q| (0..7).map(move |k| (q, k))) {
+            for (mask, left, right) in masks
+                .iter()
+                .flat_map(|m| ends.iter().flat_map(move |l| ends.map(move |r| (*m, *l, r))))
+            {
+                let op = Attention { mask, window: Window { left, right }, ..Default::default() };
+                let shape =
+                    AttentionShape { seq_k, ..AttentionShape::self_attention(1, seq_q, 1, 1) };
+                let (before, after) = op.reach();
+                let diagonal = op.alignment().diagonal(seq_q, seq_k);
+                let seen = |i: u32, j: u32| {
+                    let away = i64::from(j) - i64::from(i) - diagonal;
+                    -before <= away && away <= after
+                };
+                let count = (0..seq_q).flat_map(|i| (0..seq_k).map(move |j| (i, j)));
+                let count = count.filter(|&(i, j)| seen(i, j)).count();
+                assert_eq!(op.flops(&shape), 4.0 * count as f64, "{op:?} {shape:?}");
+            }
+        }
+    }
+}

@@ -391,8 +391,9 @@ fn check_shape(s: &AttentionShape) -> Result<()> {
 fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
     let positive = t.workgroup > 0 && t.queries > 0 && t.block_k > 0;
     // register tiles are written out: beyond this no compiler finishes
-    let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
-    let unrolled = u64::from(chunks) * u64::from(t.queries) * u64::from(t.block_k);
+    let chunks = (shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4)).max(1);
+    let block = u64::from(t.queries) * u64::from(t.block_k);
+    let unrolled = block.saturating_mul(chunks.into());
     // lanes that speak for their subgroup must all be there
     let whole = match (caps.tier, caps.subgroup) {
         (Tier::Subgroup, Some((_, max))) => max,

@@ -19,7 +19,7 @@ pub struct Quantized {
 /// A paged cache is quantised page by page: `[pages, page_size, heads, dim]`.
 ///
 /// # Errors
-/// [`Error::Shape`] if `x` has another length than `shape` or `block` is 0, [`Error::Value`] for
+/// [`Error::Shape`] if `x` has another length than `shape`, or an axis or `block` is 0, [`Error::Value`] for
 /// elements that are not finite.
 pub fn quantize(x: &[f32], shape: [u32; 4], block: u32) -> Result<Quantized> {
     let total = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d as usize));
@@ -36,6 +36,10 @@ pub fn quantize(x: &[f32], shape: [u32; 4], block: u32) -> Result<Quantized> {
     }
     if let Some(at) = x.iter().position(|x| !x.is_finite()) {
         return Err(Error::value(OP, "x", "finite elements", format!("{} at {at}", x[at])));
+    }
+    if let Some(axis) = shape.iter().position(|d| *d == 0) {
+        let what = ["batch", "seq", "heads", "dim"][axis];
+        return Err(Error::shape(OP, what, "at least 1", 0));
     }
     let [batch, seq, heads, dim] = shape.map(|d| d as usize);
     let (block, blocks) = (block as usize, seq.div_ceil(block as usize));

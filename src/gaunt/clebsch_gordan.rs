@@ -36,9 +36,10 @@ impl Irreps {
         Self((0..=lmax).map(|l| Irrep { mul: 1, l, odd: l % 2 == 1 }).collect())
     }
 
-    /// Elements in a row.
+    /// Elements in a row; `u64::MAX` if there are more.
     pub fn dim(&self) -> u64 {
-        self.0.iter().map(|i| u64::from(i.mul) * (2 * u64::from(i.l) + 1)).sum()
+        let row = |i: &Irrep| u64::from(i.mul).saturating_mul(2 * u64::from(i.l) + 1);
+        self.0.iter().map(row).fold(0, u64::saturating_add)
     }
 }
 
@@ -123,11 +124,12 @@ pub struct ClebschGordanPlan {
 }
 
 impl ClebschGordan {
-    /// The paths, in the order of their outputs.
+    /// The paths, in the order of their outputs; none of an irrep above [`MAX_CG_LMAX`].
     pub fn paths(&self) -> Vec<Path> {
         let mut paths = Vec::new();
-        for (first, a) in self.irreps1.0.iter().enumerate() {
-            for (second, b) in self.irreps2.0.iter().enumerate() {
+        let legal = |(_, irrep): &(usize, &Irrep)| irrep.l <= MAX_CG_LMAX;
+        for (first, a) in self.irreps1.0.iter().enumerate().filter(legal) {
+            for (second, b) in self.irreps2.0.iter().enumerate().filter(legal) {
                 let top = (a.l + b.l).min(self.lmax_out.unwrap_or(u32::MAX));
                 for l in a.l.abs_diff(b.l)..=top {
                     let out = Irrep { mul: a.mul.saturating_mul(b.mul), l, odd: a.odd != b.odd };
@@ -183,6 +185,19 @@ impl ClebschGordan {
             lengths.scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect()
         };
         let (starts1, starts2) = (starts(&self.irreps1), starts(&self.irreps2));
+        // refused before it is made: it may be larger than the memory of this machine
+        let terms = |path: &Path| {
+            let (a, b, c) = (self.irreps1.0[path.first], self.irreps2.0[path.second], path.out);
+            // at most two orders of the output for each pair of orders
+            let pairs = u64::from((2 * a.l + 1) * (2 * b.l + 1)) * u64::from(2 * c.l + 1).min(2);
+            u64::from(path.out.mul).saturating_mul(pairs)
+        };
+        let entries = paths.iter().map(terms).fold(u64::from(dims[2]) + 1, u64::saturating_add);
+        let (need, limit) = (entries.saturating_mul(16), ctx.caps.binding_size);
+        // that is an upper bound: where it may yet fit, the table itself decides
+        if need / 8 > limit {
+            return Err(Error::Limit { op: OP, what: "bytes of coefficients", need, limit });
+        }
         let mut outputs: Vec<(u32, Vec<Pair>)> = vec![(0, Vec::new()); dims[2] as usize];
         for path in &paths {
             let (a, b, c) = (self.irreps1.0[path.first], self.irreps2.0[path.second], path.out);

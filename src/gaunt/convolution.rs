@@ -106,6 +106,10 @@ impl GauntConvolution {
         graph: Graph<'_>,
         channels: u32,
     ) -> Result<GauntConvolutionPlan> {
+        let (need, limit) = (4 * (u64::from(graph.nodes) + 1), ctx.caps.binding_size);
+        if need > limit {
+            return Err(Error::Limit { op: OP, what: "bytes for the nodes' edges", need, limit });
+        }
         let mut starts = vec![0u32; graph.nodes as usize + 1];
         for (e, [source, destination]) in graph.edges.iter().enumerate() {
             for (what, node) in [("edges: source", source), ("edges: destination", destination)] {

@@ -206,11 +206,11 @@ impl GauntTensorProduct {
     /// sums by parity, longitude sums by sign, nothing else saved, nothing padded. A measure of
     /// useful work that does not depend on the route.
     pub fn flops(&self) -> f64 {
-        let [l1, l2, l3] = [self.lmax1, self.lmax2, self.lmax_out.min(self.lmax1 + self.lmax2)];
-        let (parallels, longitudes) =
-            (f64::from((l1 + l2 + l3) / 2 + 1), f64::from(l1 + l2 + l3 + 1));
-        let transform = |l: u32| {
-            let (l, n) = (f64::from(l), longitudes);
+        let [l1, l2, l3] = [self.lmax1, self.lmax2, self.lmax_out].map(f64::from);
+        let l3 = l3.min(l1 + l2);
+        let (parallels, longitudes) = (((l1 + l2 + l3) / 2.0).floor() + 1.0, l1 + l2 + l3 + 1.0);
+        let transform = |l: f64| {
+            let n = longitudes;
             parallels
                 * ((l + 1.0).powi(2) / 2.0 + (l + 1.0) * (n + 1.0) / 2.0 + l * (n - 1.0) / 2.0)
         };

@@ -97,8 +97,8 @@ impl SphereGrid {
     /// that its coefficients up to `lmax` are exact: for transforms of degree `lmax` or of the
     /// factors alike.
     pub fn for_product(lmax1: u32, lmax2: u32, lmax: u32) -> Self {
-        let top = lmax1 + lmax2 + lmax;
-        Self { lmax, n_beta: top / 2 + 1, n_alpha: top + 1, dtype: DType::F32 }
+        let top = lmax1.saturating_add(lmax2).saturating_add(lmax);
+        Self { lmax, n_beta: top / 2 + 1, n_alpha: top.saturating_add(1), dtype: DType::F32 }
     }
 
     /// `cos b` of the parallels, increasing.

@@ -118,7 +118,7 @@ impl Decay {
     /// Lightning attention as in the TransNormerLLM paper (arXiv:2405.17381, eq. 10) and in
     /// `fla`: head `h` of layer `l` decays by `-(8 h / heads) (1 - l / layers)` per token.
     ///
-    /// Head 0 never forgets. Fails unless `layer < layers` and `heads > 0`.
+    /// Head 0 never forgets. Fails unless `layer < layers` and `heads` is 1 to 65,536.
     pub fn lightning(layer: u32, layers: u32, heads: u32) -> Result<Self> {
         check_layer(layer, layers, heads)?;
         let depth = 1.0 - f64::from(layer) / f64::from(layers);
@@ -128,7 +128,7 @@ impl Decay {
     /// Lightning attention as in the authors' repository: the slopes of [`Decay::alibi`] times
     /// `1 - l / (layers - 1) + 1e-5`.
     ///
-    /// Fails unless `layer < layers` and `heads > 0`.
+    /// Fails unless `layer < layers` and `heads` is 1 to 65,536.
     pub fn lightning_alibi(layer: u32, layers: u32, heads: u32) -> Result<Self> {
         check_layer(layer, layers, heads)?;
         // a single layer is the first one
@@ -140,7 +140,7 @@ impl Decay {
     /// The slopes of ALiBi as log decays: `-2^(-8 (h + 1) / heads)` where `heads` is a power of
     /// two; else the slopes of the next lower power `p` followed by every other slope of `2 p`.
     ///
-    /// Fails if `heads` is zero.
+    /// Fails unless `heads` is 1 to 65,536.
     pub fn alibi(heads: u32) -> Result<Self> {
         check_layer(0, 1, heads)?;
         Ok(Self::PerHead(alibi_slopes(heads).iter().map(|s| narrow(-s)).collect()))
@@ -148,7 +148,7 @@ impl Decay {
 
     /// Retention (arXiv:2307.08621, eq. 8): `ln(1 - 2^(-5 - h))`.
     ///
-    /// Fails if `heads` is zero.
+    /// Fails unless `heads` is 1 to 65,536.
     pub fn retention(heads: u32) -> Result<Self> {
         check_layer(0, 1, heads)?;
         // past 2^-50 the decay is one in any precision
@@ -172,9 +172,12 @@ fn narrow(x: f64) -> f32 {
     x
 }
 
+/// The most heads that decays are made for.
+const MAX_HEADS: u32 = 1 << 16;
+
 fn check_layer(layer: u32, layers: u32, heads: u32) -> Result<()> {
-    if heads == 0 {
-        return Err(Error::shape(OP, "heads", "at least 1", 0));
+    if heads == 0 || heads > MAX_HEADS {
+        return Err(Error::shape(OP, "heads", format!("1 to {MAX_HEADS}"), heads));
     }
     if layer >= layers {
         return Err(Error::shape(OP, "layer", format!("less than layers = {layers}"), layer));
