@@ -3,6 +3,9 @@
 //! `cargo bench --bench attention [-- FILTER]`; `cargo test --benches` runs each case once, small.
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "sizes are small")]
 
+#[path = "../src/bin/tilewise/bench/cases.rs"]
+mod cases;
+
 use std::{cell::RefCell, time::Duration};
 
 use criterion::{Criterion, Throughput};
@@ -118,14 +121,15 @@ fn main() -> Result<()> {
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
-    let lengths: &[u32] = if quick { &[64] } else { &[512, 1024, 2048] };
+    let lengths: &[u32] = if quick { &[64] } else { &cases::ATTENTION_LENGTHS };
     let tiers: Vec<Tier> = [Tier::Portable, Tier::Subgroup]
         .into_iter()
         .filter(|&tier| opened.with_tier(tier).is_ok())
         .collect();
     let mut rows = Vec::new();
     for &n in lengths {
-        let shape = AttentionShape::self_attention(1, n, 8, 64);
+        let shape =
+            AttentionShape::self_attention(1, n, cases::ATTENTION_HEADS, cases::ATTENTION_DIM);
         for mask in [Mask::None, CAUSAL] {
             for algorithm in [Algorithm::Flash, Algorithm::Unfused] {
                 for &tier in if algorithm == Algorithm::Flash { &tiers[..] } else { &tiers[..1] } {
@@ -166,7 +170,8 @@ fn main() -> Result<()> {
         if filter.as_ref().is_some_and(|f| !format!("t{n}_").contains(f.as_str())) {
             continue;
         }
-        let shape = AttentionShape::self_attention(1, n, 8, 64);
+        let shape =
+            AttentionShape::self_attention(1, n, cases::ATTENTION_HEADS, cases::ATTENTION_DIM);
         for &tier in &tiers {
             let ctx = opened.with_tier(tier)?;
             let problem = Problem::new::<f32>(&ctx, shape)?;

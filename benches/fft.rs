@@ -2,6 +2,9 @@
 //! both are timed in the same run, turn about. `cargo test --benches` runs one of each.
 #![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
+#[path = "../src/bin/tilewise/bench/cases.rs"]
+mod cases;
+
 use rayon::prelude::*;
 use rustfft::{FftPlanner, num_complex::Complex};
 use tilewise::{
@@ -64,26 +67,7 @@ fn main() -> tilewise::Result<()> {
         "ratio",
         "error"
     );
-    let cases: &[([u32; 2], u32)] = &[
-        ([1, 16], 65_536),
-        ([1, 32], 32_768),
-        ([1, 64], 16_384),
-        ([1, 100], 10_000),
-        ([1, 128], 8192),
-        ([1, 256], 4096),
-        ([1, 512], 2048),
-        ([1, 1000], 1024),
-        ([1, 1024], 1024),
-        ([1, 1021], 256),
-        ([1, 2048], 512),
-        ([1, 4096], 256),
-        ([1, 1 << 16], 16),
-        ([1, 1 << 20], 1),
-        ([21, 21], 2048),
-        ([64, 64], 256),
-        ([256, 256], 16),
-    ];
-    for &(shape, batch) in cases {
+    for (shape, batch) in cases::TRANSFORMS {
         let name = if shape[0] == 1 {
             format!("{}", shape[1])
         } else {

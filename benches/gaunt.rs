@@ -4,6 +4,8 @@
 //! case once, small.
 #![allow(clippy::cast_possible_truncation, reason = "degrees and grids are small")]
 
+#[path = "../src/bin/tilewise/bench/cases.rs"]
+mod cases;
 #[path = "../src/bin/tilewise/bench/route_cases.rs"]
 mod route_cases;
 
@@ -194,7 +196,7 @@ fn main() -> Result<()> {
     let quick = !std::env::args().any(|a| a == "--bench");
     let mut degrees: Vec<u32> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     if degrees.is_empty() {
-        degrees = if quick { vec![2] } else { (1..=12).collect() };
+        degrees = if quick { vec![2] } else { cases::DEGREES.to_vec() };
     }
     let samples = if quick { 1 } else { 9 };
     let ctx = Context::new_blocking()?;

@@ -5,6 +5,9 @@
 //! head (write and read the state), and what the usual chunked form with chunks of 64 does,
 //! `4 K V + 2 * 64 (K + V)`.
 
+#[path = "../src/bin/tilewise/bench/cases.rs"]
+mod cases;
+
 use std::{cell::RefCell, time::Duration};
 
 use criterion::{Criterion, Throughput};
@@ -306,10 +309,13 @@ fn main() {
         form: Form::ChunkLoop,
         ..Default::default()
     };
-    let lengths: &[u32] = if bench.quick { &[64] } else { &[1024, 4096, 16384, 65536] };
+    let mut lengths = if bench.quick { vec![64] } else { cases::LINEAR_LENGTHS.to_vec() };
+    if !bench.quick {
+        lengths.push(65_536);
+    }
     for (heads, dim) in [(8, 64), (4, 128)] {
         for order in [Order::HeadsFirst, Order::HeadsLast] {
-            for &t in lengths {
+            for &t in &lengths {
                 let s = LinearAttentionShape::new(1, t, heads, dim, dim);
                 bench.prefill("lightning", &lightning(heads), s, order);
                 bench.prefill("gla", &gla(dim), s, order);

@@ -6,6 +6,9 @@
 //! case once, small.
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "sizes are small")]
 
+#[path = "../src/bin/tilewise/bench/cases.rs"]
+mod cases;
+
 use tilewise::{
     Context, DType, Result, Tensor,
     attention::{Attention, AttentionArgs, AttentionShape, Mask},
@@ -175,7 +178,7 @@ fn by(sizes: &[u32]) -> String {
 /// Time over K on one map, next to the simulator's cost; both relative to the geometric mean.
 fn growth(ctx: &Context, quick: bool) -> Result<()> {
     let (side, kernels): (u32, &[u32]) =
-        if quick { (9, &[3, 5]) } else { (64, &[3, 5, 7, 9, 11, 13, 17, 21, 25, 31]) };
+        if quick { (9, &[3, 5]) } else { (cases::GROWTH_SIDE, &cases::GROWTH) };
     let s = shape([side, side], if quick { 8 } else { 32 });
     let maps: Maps<5> = Maps::new(ctx, &s)?;
     let mut rows = Vec::new();
@@ -230,22 +233,20 @@ fn main() -> Result<()> {
     );
     let mut means: Vec<(&str, Vec<[f64; 3]>)> = Vec::new();
     if wanted("1d") {
-        let cases: &[(u32, u32, u32)] =
-            if quick { &[(70, 9, 8)] } else { &[(4096, 63, 32), (4096, 255, 64)] };
+        let cases: &[(u32, u32, u32)] = if quick { &[(70, 9, 8)] } else { &cases::LINES };
         let rows =
             cases.iter().map(|&(n, k, stride)| case::<1, 4>(&ctx, [n], [k], [stride], quick));
         means.push(("1-D", rows.collect::<Result<_>>()?));
     }
     if wanted("2d") {
-        let cases: &[(u32, u32, u32)] =
-            if quick { &[(9, 3, 3)] } else { &[(56, 7, 7), (64, 13, 8), (128, 21, 16)] };
+        let cases: &[(u32, u32, u32)] = if quick { &[(9, 3, 3)] } else { &cases::SQUARES };
         let rows = cases
             .iter()
             .map(|&(n, k, stride)| case::<2, 5>(&ctx, [n; 2], [k; 2], [stride; 2], quick));
         means.push(("2-D", rows.collect::<Result<_>>()?));
     }
     if wanted("3d") {
-        let (n, k, stride) = if quick { (4, 3, 2) } else { (16, 5, 4) };
+        let (n, k, stride) = if quick { (4, 3, 2) } else { cases::CUBE };
         means.push(("3-D", vec![case::<3, 6>(&ctx, [n; 3], [k; 3], [stride; 3], quick)?]));
     }
     for (name, rows) in means {

@@ -86,6 +86,8 @@ if step build cargo test --locked --all-features --no-run; then
         "$tilewise" conformance --cases tests/golden --poison
     step 'random problems, poisoned' env -u VK_ADD_DRIVER_FILES \
         "$tilewise" conformance --random 1 --seed 1 --poison
+    step 'texts of the benches' env -u VK_ADD_DRIVER_FILES \
+        "$tilewise" bench all --tuning off --dump-wgsl "$logs/wgsl"
     step 'texts through a browser' scripts/tint.sh "$logs/wgsl"
     # on the machine's own choice of adapter
     step demo env -u VK_ADD_DRIVER_FILES "$tilewise" demo --out "$logs/demo"

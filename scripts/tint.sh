@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every WGSL text of the golden and random cases, compiled by a browser's WebGPU (Tint), which is
+# Every WGSL text of the golden and random cases and of the benches, compiled by a browser's WebGPU (Tint), which is
 # stricter than naga: subgroup operations and barriers in uniform control flow, constants that
 # overflow. Headless Chromium on SwiftShader; no GPU, no network.
 #
@@ -35,6 +35,8 @@ if [ -z "$dir" ]; then
         # shellcheck disable=SC2086
         "$tilewise" conformance --cases tests/golden --random 2 $options --dump-wgsl "$dir" |
             tail -n 1
+        # shellcheck disable=SC2086
+        "$tilewise" bench all --tuning off $options --dump-wgsl "$dir" | tail -n 1
     done
 fi
 count=$(find "$dir" -name '*.wgsl' 2>/dev/null | wc -l)

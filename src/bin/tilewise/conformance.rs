@@ -369,7 +369,7 @@ fn run_on(
 }
 
 /// Writes the texts of a device's kernels; those that another run wrote are written over by the same.
-fn dump(dir: &Path, ctx: &Context) -> Result<(), Failure> {
+pub(crate) fn dump(dir: &Path, ctx: &Context) -> Result<(), Failure> {
     std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     for text in ctx.compiled_wgsl() {
         let mut hasher = DefaultHasher::new();

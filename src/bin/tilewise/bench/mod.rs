@@ -1,5 +1,6 @@
 //! `tilewise bench`: the speed of the operators on this device, against what the device can do.
 
+mod cases;
 mod html;
 pub(crate) mod problem;
 mod report;
@@ -14,7 +15,7 @@ use std::{
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use tilewise::{
-    Context, DType, Tier,
+    Context, DType, Tier, Tuning,
     measure::{Clock, median, time},
     wgpu,
 };
@@ -36,6 +37,8 @@ Examples:
   tilewise bench all --json now.json --plot report.html
   tilewise bench attention --shape seq=4096,heads=16,dim=128 --shape seq=8192 --dtype f16
   tilewise bench neighborhood --baseline old.json --fail-on-regression
+  tilewise bench all --tuning tiles.json --gain
+  tilewise bench all --dump-wgsl texts
   tilewise bench gaunt --routes --plot gaunt.svg
 
 Keys of --shape, each with a default:
@@ -83,6 +86,14 @@ pub(crate) struct Args {
     /// Exit with 1 if a case is slower than in the baseline, beyond the spread of both
     #[arg(long, requires = "baseline")]
     fail_on_regression: bool,
+    /// Time each case with the planner's own tiles as well, turn about: how much a tuning table
+    /// gains. Needs a table: --tuning, or the adapter's own
+    #[arg(long, conflicts_with = "routes")]
+    gain: bool,
+    /// Run nothing: write the WGSL text of every kernel of the cases into DIR, each text once
+    #[arg(long, value_name = "DIR",
+        conflicts_with_all = ["routes", "json", "csv", "plot", "baseline", "gain", "samples"])]
+    dump_wgsl: Option<PathBuf>,
     /// With gaunt: every route over the degrees, side by side; --plot writes an SVG
     #[arg(long, conflicts_with_all = ["shape", "dtype", "tier", "quick"])]
     routes: bool,
@@ -131,6 +142,17 @@ pub(crate) fn run(args: &Args, wanted: Option<&str>, table: Option<&str>) -> Res
     let tuned = ctx.tuning().is_some();
     let from = if tuned { ", tiles from a tuning table" } else { "" };
     println!("on {device}, {} kernels, {}{from}", ctx.caps.tier, args.dtype);
+    if args.gain && !tuned {
+        return Err("--gain: there is no tuning table of this adapter; see tilewise tune".into());
+    }
+    if let Some(dir) = &args.dump_wgsl {
+        for case in &cases {
+            record(&ctx, case, args.dtype)?;
+        }
+        crate::conformance::dump(dir, &ctx)?;
+        println!("the texts of {} cases are in {}", cases.len(), dir.display());
+        return Ok(true);
+    }
     let bar = ProgressBar::new(cases.len() as u64 + 2).with_style(
         ProgressStyle::with_template("  {bar:30} {pos}/{len} {elapsed} {msg}")
             .expect("the template is valid"),
@@ -143,7 +165,11 @@ pub(crate) fn run(args: &Args, wanted: Option<&str>, table: Option<&str>) -> Res
     let mut results = Vec::new();
     for case in &cases {
         bar.set_message(format!("{} {}", case.op.name(), case.shape));
-        results.push(measure(&ctx, case, args.dtype, samples, args.quick)?);
+        let row = measure(&ctx, case, args.dtype, samples, args.quick)?;
+        results.push(match args.gain {
+            true => with_planner(&ctx, case, args, samples, row)?,
+            false => row,
+        });
         // software drivers hold tens of megabytes for each
         ctx.forget_kernels();
         bar.inc(1);
@@ -194,7 +220,7 @@ fn cases(args: &Args) -> Result<Vec<Case>, Failure> {
             continue;
         }
         for text in op.list(args.quick) {
-            all.push(Case::parse(op, text)?);
+            all.push(Case::parse(op, &text)?);
         }
     }
     Ok(all)
@@ -262,6 +288,31 @@ pub(crate) fn judged(
     Ok((ready, error))
 }
 
+/// Compiles a case's kernels: plans it and records one call, which is dropped.
+fn record(ctx: &Context, case: &Case, dtype: DType) -> Result<(), Failure> {
+    let name = || format!("{} {}", case.op.name(), case.shape);
+    let ready = case.ready(ctx, dtype, 0.0).map_err(|e| format!("{}: {e}", name()))?;
+    let mut encoder = ctx.device.create_command_encoder(&Default::default());
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    Ok((ready.runs[0])(&mut pass).map_err(|e| format!("{}: {e}", name()))?)
+}
+
+/// Adds the planner's time to a row that was measured with a table. The table's is taken once more
+/// after it: of the two the better counts, for machines drift.
+fn with_planner(
+    ctx: &Context,
+    case: &Case,
+    args: &Args,
+    samples: u32,
+    row: Row,
+) -> Result<Row, Failure> {
+    let own = ctx.with_tuning(Tuning::default());
+    let planner = measure(&own, case, args.dtype, samples, args.quick)?.seconds;
+    let again = measure(ctx, case, args.dtype, samples, args.quick)?;
+    let better = if again.seconds < row.seconds { again } else { row };
+    Ok(Row { planner: Some(planner), ..better })
+}
+
 /// Judges, then times.
 fn measure(
     ctx: &Context,
@@ -298,6 +349,7 @@ fn measure(
         bound: String::new(),
         fraction: 0.0,
         error,
+        planner: None,
     })
 }
 
@@ -329,5 +381,12 @@ fn print(report: &Report) {
             r.op,
             r.shape
         );
+        if let Some(planner) = r.planner {
+            println!(
+                "{:>11} with the planner's tiles: gain {:.2}",
+                seconds(planner),
+                planner / r.seconds
+            );
+        }
     }
 }

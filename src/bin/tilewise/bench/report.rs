@@ -83,6 +83,9 @@ pub(crate) struct Row {
     pub(crate) fraction: f64,
     /// Relative RMS error against the f64 reference, at sampled places.
     pub(crate) error: f64,
+    /// With `--gain`: median seconds with the planner's own tiles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) planner: Option<f64>,
 }
 
 impl Device {
@@ -274,6 +277,7 @@ mod tests {
             bound: String::new(),
             fraction: 1.0,
             error: 0.0,
+            planner: None,
         }
     }
 
