@@ -47,6 +47,8 @@ fn works(ctx: &Context) -> tilewise::Result<()> {
 fn a_buffer_larger_than_the_machine_is_an_error() {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::NOOP;
+    // whose checks of indirect calls make every buffer shorter than 4 GiB
+    descriptor.flags = wgpu::InstanceFlags::empty();
     descriptor.backend_options.noop = wgpu::NoopBackendOptions {
         enable: true,
         limits: Some(wgpu::Limits {
@@ -75,7 +77,7 @@ fn a_buffer_larger_than_the_machine_is_an_error() {
 #[test]
 fn a_device_without_memory_is_an_error_and_works_again() {
     let mut exhausted = Vec::new();
-    for percent in [10, 30, 60, 90] {
+    for percent in [2, 5, 10, 30] {
         for (name, ctx) in open(wgpu::Backends::VULKAN, percent) {
             // what a graphics card has is not this test's to take
             if !ctx.caps.cpu || exhausted.contains(&name) {
@@ -85,12 +87,12 @@ fn a_device_without_memory_is_an_error_and_works_again() {
             if works(&ctx).is_err() {
                 continue;
             }
-            let words = ctx.caps.buffer_size.min(1 << 30) / 4;
+            let words = ctx.caps.buffer_size.min(1 << 30) / 16 * 4;
             let mut held = Vec::new();
             let error = loop {
                 match Tensor::<1>::zeros(&ctx, [words as u32], DType::F32) {
-                    // the pages of what is never written are never there
-                    Ok(tensor) if held.len() < 256 => held.push(tensor),
+                    // few: not every driver leaves out the pages of what is never written
+                    Ok(tensor) if held.len() < 4 => held.push(tensor),
                     Ok(_) => break None,
                     Err(error) => break Some(error),
                 }
@@ -107,26 +109,5 @@ fn a_device_without_memory_is_an_error_and_works_again() {
     }
     if exhausted.is_empty() {
         eprintln!("skipped: no software driver with VK_EXT_memory_budget");
-    }
-}
-
-/// The same without a budget, on every software driver: whatever comes is an error of this crate, and
-/// a context works afterwards, this one or another.
-#[test]
-fn huge_tensors_one_after_the_other() {
-    for device in common::devices().iter().filter(|d| d.ctx.caps.cpu) {
-        let ctx = &device.ctx;
-        let words = (ctx.caps.buffer_size / 4).min(u32::MAX.into()) as u32;
-        let mut held = Vec::new();
-        for _ in 0..16 {
-            match Tensor::<1>::zeros(ctx, [words], DType::F32) {
-                Ok(tensor) => held.push(tensor),
-                Err(Error::OutOfMemory { op: "tensor", bytes: Some(_) }) => break,
-                Err(other) => panic!("{}: {other}", device.name),
-            }
-        }
-        println!("{}: {} tensors of {} MiB", device.name, held.len(), words >> 18);
-        drop(held);
-        works(ctx).unwrap_or_else(|e| panic!("{}: {e}", device.name));
     }
 }

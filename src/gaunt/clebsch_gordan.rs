@@ -185,28 +185,32 @@ impl ClebschGordan {
             lengths.scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect()
         };
         let (starts1, starts2) = (starts(&self.irreps1), starts(&self.irreps2));
+        let coefficients: Vec<Vec<(u32, f64)>> = paths
+            .iter()
+            .map(|path| {
+                let (a, b) = (self.irreps1.0[path.first], self.irreps2.0[path.second]);
+                let w = real_wigner_3j(a.l, b.l, path.out.l);
+                (0..).zip(w).filter(|(_, value)| value.abs() > 1e-14).collect()
+            })
+            .collect();
         // refused before it is made: it may be larger than the memory of this machine
-        let terms = |path: &Path| {
-            let (a, b, c) = (self.irreps1.0[path.first], self.irreps2.0[path.second], path.out);
-            // at most two orders of the output for each pair of orders
-            let pairs = u64::from((2 * a.l + 1) * (2 * b.l + 1)) * u64::from(2 * c.l + 1).min(2);
-            u64::from(path.out.mul).saturating_mul(pairs)
-        };
-        let entries = paths.iter().map(terms).fold(u64::from(dims[2]) + 1, u64::saturating_add);
+        let terms = paths
+            .iter()
+            .zip(&coefficients)
+            .map(|(path, c)| u64::from(path.out.mul).saturating_mul(c.len() as u64));
+        let entries = terms.fold(u64::from(dims[2]) + 1, u64::saturating_add);
         let (need, limit) = (entries.saturating_mul(16), ctx.caps.binding_size);
-        // that is an upper bound: where it may yet fit, the table itself decides
-        if need / 8 > limit {
+        if need > limit {
             return Err(Error::Limit { op: OP, what: "bytes of coefficients", need, limit });
         }
         let mut outputs: Vec<(u32, Vec<Pair>)> = vec![(0, Vec::new()); dims[2] as usize];
-        for path in &paths {
+        for (path, coefficients) in paths.iter().zip(&coefficients) {
             let (a, b, c) = (self.irreps1.0[path.first], self.irreps2.0[path.second], path.out);
-            let w = real_wigner_3j(a.l, b.l, c.l);
             let [n1, n2, n3] = [a.l, b.l, c.l].map(|l| 2 * l + 1);
             let scale = f64::from(n3).sqrt();
             for u in 0..a.mul {
                 for v in 0..b.mul {
-                    for (at, &value) in (0..).zip(&w).filter(|(_, value)| value.abs() > 1e-14) {
+                    for &(at, value) in coefficients {
                         let (i, j, k) = (at / n3 / n2, at / n3 % n2, at % n3);
                         let out = path.start + (u * b.mul + v) * n3 + k;
                         outputs[out as usize].1.push(Pair {

@@ -100,6 +100,7 @@ impl SphericalHarmonics {
     /// [`Error::Shape`] for a degree out of range, [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, n: u32) -> Result<SphericalHarmonicsPlan> {
         check_degree(OP, "lmax", self.lmax, MAX_SH_LMAX)?;
+        self.dtype.expect_float(OP)?;
         let text = [false, true].map(|vec4| {
             let body = self.body(vec4);
             interned(FRAME.text.lines().fold(String::new(), |mut text, line| {

@@ -39,7 +39,11 @@ enum Route {
 /// The fastest algorithm for a product of two, as measured on a software driver (docs/PERFORMANCE.md);
 /// devices do not differ enough for the choice to depend on them, as far as known. Pure.
 pub(crate) fn select(_caps: &Caps, lmax1: u32, lmax2: u32, lmax_out: u32) -> Algorithm {
-    let degrees = [lmax1, lmax2, lmax_out.min(lmax1 + lmax2)];
+    let degrees = [lmax1, lmax2, lmax_out.min(lmax1.saturating_add(lmax2))];
+    // no plan is made of these; counting their coefficients would take forever
+    if degrees.iter().any(|l| *l > 2 * super::MAX_LMAX) {
+        return Algorithm::Grid;
+    }
     // a scaling or a scalar product needs no grid
     if degrees.contains(&0)
         || super::program::table_operations(lmax1, lmax2, lmax_out) <= TABLE_CHOSEN
@@ -62,6 +66,7 @@ impl Product {
         dtype: DType,
         rows: u64,
     ) -> Result<Self> {
+        dtype.expect_float(op)?;
         let operations = program.operations();
         let limit =
             if program.sampling == Sampling::Table { TABLE_OPERATIONS } else { FUSED_OPERATIONS };
@@ -69,7 +74,6 @@ impl Product {
             Route::Fused(Fused::new(ctx, op, program, None, dtype)?)
         } else if program.sampling == Sampling::Table {
             let map = Bilinear::new(ctx, op, &table(&program))?;
-            dtype.expect_float(op)?;
             ctx.kernel(Bilinear::key([dtype; 3], [false; 3], false))?;
             Route::Bilinear { map, dtype }
         } else {

@@ -125,6 +125,7 @@ impl SphereGrid {
     pub fn plan(&self, ctx: &Context, shape: GauntShape) -> Result<SphereGridPlan> {
         let lmax = self.lmax;
         check_degree(GRID, "lmax", lmax, 2 * MAX_LMAX)?;
+        self.dtype.expect_float(GRID)?;
         for (what, n) in [("n_beta", self.n_beta), ("n_alpha", self.n_alpha)] {
             if n == 0 || n > MAX_NODES {
                 return Err(Error::shape(GRID, what, format!("1 to {MAX_NODES}"), n));
@@ -347,6 +348,7 @@ impl SphereFourier {
     pub fn plan(&self, ctx: &Context, shape: GauntShape) -> Result<SphereFourierPlan> {
         let (lmax, band) = (self.lmax, self.band);
         check_degree(TORUS, "lmax", lmax, MAX_LMAX)?;
+        self.dtype.expect_float(TORUS)?;
         if band < lmax || band > 2 * MAX_LMAX {
             return Err(Error::shape(
                 TORUS,

@@ -146,6 +146,7 @@ impl RelativeAttention {
         ctx: &Context,
         shape: RelativeAttentionShape,
     ) -> Result<RelativeAttentionPlan> {
+        self.dtype.expect_float(OP)?;
         let features = match self.features {
             RelativeFeatures::Given => shape.key_dim,
             RelativeFeatures::Random(n) => n,

@@ -280,37 +280,8 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// # Errors
     /// As [`NeighborhoodAttention::plan`], but for those of the device.
     pub fn design(&self, caps: &Caps, shape: NeighborhoodShape<D>) -> Result<NeighborhoodPlan<D>> {
-        self.check(&shape)?;
-        let heads = u64::from(shape.heads.max(shape.heads_kv));
-        let rows = shape.tokens().saturating_mul(heads).saturating_mul(shape.batch.into());
-        let elements = rows.saturating_mul(shape.head_dim.max(shape.head_dim_v).into());
-        let products = self.relative_rows().saturating_mul(rows);
-        if let Some(need) = [elements, products].into_iter().find(|&n| n > i32::MAX as u64) {
-            let limit = i32::MAX as u64;
-            return Err(Error::Limit { op: OP, what: "elements in one tensor", need, limit });
-        }
-        // a dispatch that no query needs is still described by the kernel's integers
-        let keys = self.kernel_size.iter().fold(1u64, |n, &k| n.saturating_mul(k.into()));
-        let keys = keys.saturating_add(shape.extra_tokens.into());
-        if keys > 1 << 30 {
-            return Err(Error::Limit {
-                op: OP,
-                what: "keys in one window",
-                need: keys,
-                limit: 1 << 30,
-            });
-        }
-        if self
-            .bias_shape(&shape)
-            .is_some_and(|[rows, row]| u64::from(rows) * u64::from(row) > 1 << 30)
-        {
-            return Err(Error::Limit {
-                op: OP,
-                what: "elements of the bias",
-                need: u64::MAX,
-                limit: 1 << 30,
-            });
-        }
+        self.check_size(&shape)?;
+        let keys = self.window_keys(&shape);
         let too_long = |need: u64| Error::Limit {
             op: OP,
             what: "loop trips of one invocation on this driver",
@@ -373,6 +344,47 @@ impl<const D: usize> NeighborhoodAttention<D> {
             soft_exp2: caps.cpu,
             full: None,
         })
+    }
+
+    /// Keys that one query may see.
+    fn window_keys(&self, shape: &NeighborhoodShape<D>) -> u64 {
+        let keys = self.kernel_size.iter().fold(1u64, |n, &k| n.saturating_mul(k.into()));
+        keys.saturating_add(shape.extra_tokens.into())
+    }
+
+    /// [`NeighborhoodAttention::check`], and sizes that the kernels' integers hold.
+    pub(super) fn check_size(&self, shape: &NeighborhoodShape<D>) -> Result<()> {
+        self.check(shape)?;
+        let heads = u64::from(shape.heads.max(shape.heads_kv));
+        let rows = shape.tokens().saturating_mul(heads).saturating_mul(shape.batch.into());
+        let elements = rows.saturating_mul(shape.head_dim.max(shape.head_dim_v).into());
+        let products = self.relative_rows().saturating_mul(rows);
+        if let Some(need) = [elements, products].into_iter().find(|&n| n > i32::MAX as u64) {
+            let limit = i32::MAX as u64;
+            return Err(Error::Limit { op: OP, what: "elements in one tensor", need, limit });
+        }
+        // a dispatch that no query needs is still described by the kernel's integers
+        let keys = self.window_keys(shape);
+        if keys > 1 << 30 {
+            return Err(Error::Limit {
+                op: OP,
+                what: "keys in one window",
+                need: keys,
+                limit: 1 << 30,
+            });
+        }
+        if self
+            .bias_shape(shape)
+            .is_some_and(|[rows, row]| u64::from(rows) * u64::from(row) > 1 << 30)
+        {
+            return Err(Error::Limit {
+                op: OP,
+                what: "elements of the bias",
+                need: u64::MAX,
+                limit: 1 << 30,
+            });
+        }
+        Ok(())
     }
 
     /// Rows of all factorised tables together; 0 without.

@@ -189,15 +189,37 @@ impl Cut {
             .map(|(length, count)| (length, u64::from(count)))
     }
 
+    /// First queries of the tiles of a group, each with the number of tiles that are like it: away
+    /// from the ends windows move with their queries, and tiles repeat with the stride.
+    fn starts(&self, length: u32) -> Vec<(u32, u64)> {
+        let [tile, stride, kernel] =
+            [self.tile, self.axis.stride, self.axis.kernel_size].map(u64::from);
+        let total = u64::from(length).div_ceil(tile);
+        let edge = (kernel + 2 * stride).div_ceil(tile) + 1;
+        let middle = total.saturating_sub(2 * edge);
+        let mut common = (tile, stride);
+        while common.1 > 0 {
+            common = (common.1, common.0 % common.1);
+        }
+        let period = stride / common.0;
+        let first = |i: u64| u32::try_from(i * tile).unwrap_or(u32::MAX);
+        if middle <= period {
+            return (0..total).map(|i| (first(i), 1)).collect();
+        }
+        let ends = (0..edge).chain(total - edge..total).map(|i| (first(i), 1));
+        let like = |i: u64| (first(edge + i), (middle - i).div_ceil(period));
+        ends.chain((0..period).map(like)).collect()
+    }
+
     /// Number of keys that a tile sees along this axis, with the number of such tiles.
     fn spans(&self) -> BTreeMap<u64, u64> {
         let mut spans = BTreeMap::new();
         for (length, count) in self.lengths() {
-            for first in (0..length).step_by(self.tile as usize) {
-                let last = (first + self.tile).min(length) - 1;
+            for (first, number) in self.starts(length) {
+                let last = first.saturating_add(self.tile).min(length) - 1;
                 let span =
                     self.axis.window(last, length).end - self.axis.window(first, length).start;
-                *spans.entry(span.unsigned_abs()).or_default() += count;
+                *spans.entry(span.unsigned_abs()).or_default() += count * number;
             }
         }
         spans
@@ -209,7 +231,8 @@ impl Cut {
         self.lengths()
             .map(|(length, count)| {
                 let keys = |u| a.window(u, length).end - a.window(u, length).start;
-                count * (0..length).map(|u| keys(u).unsigned_abs()).sum::<u64>()
+                let queries = Cut { axis: *a, tile: 1 }.starts(length);
+                count * queries.iter().map(|&(u, n)| keys(u).unsigned_abs() * n).sum::<u64>()
             })
             .sum()
     }
@@ -272,6 +295,10 @@ impl<const D: usize> NeighborhoodTiles<D> {
         }
         if self.slots == 0 || self.block_k == 0 || self.lanes == 0 || self.tile.contains(&0) {
             return fail(format!("{self:?} has a zero"));
+        }
+        let queries = self.tile.iter().fold(1u64, |n, &t| n.saturating_mul(t.into()));
+        if queries > 1 << 24 || [self.slots, self.block_k, self.lanes].iter().any(|n| *n > 4096) {
+            return fail(format!("{self:?} is larger than any device can run"));
         }
         let [a, b, c] = self.cuts(op, shape.spatial);
         let across = u64::from(b.tile) * u64::from(c.tile);
@@ -355,15 +382,15 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// Counts what the fused kernel does for a problem under a tiling. Exact; needs no device.
     ///
     /// # Errors
-    /// As [`NeighborhoodAttention::check`], and [`Error::Argument`] for a tiling that the problem
-    /// cannot have.
+    /// As [`NeighborhoodAttention::check`], [`Error::Limit`] for more elements than a tensor may have,
+    /// and [`Error::Argument`] for a tiling that the problem cannot have.
     pub fn simulate(
         &self,
         shape: &NeighborhoodShape<D>,
         tiles: &NeighborhoodTiles<D>,
         cost: &KernelCost,
     ) -> Result<Simulation> {
-        self.check(shape)?;
+        self.check_size(shape)?;
         tiles.check(self, shape)?;
         Ok(self.count(shape, tiles, cost))
     }
@@ -390,8 +417,8 @@ impl<const D: usize> NeighborhoodAttention<D> {
         }
         let (mut key_blocks, mut groups_walked, mut trips) = (0u64, 0u64, 0u64);
         for (length, count) in a.lengths() {
-            for first in (0..length).step_by(a.tile as usize) {
-                let rows = (first + a.tile).min(length) - first;
+            for (first, like) in a.starts(length) {
+                let rows = first.saturating_add(a.tile).min(length) - first;
                 let queries = u64::from(rows) * across;
                 let row = |query: u64| first + u32::try_from(query / across).unwrap_or(u32::MAX);
                 let groups: Vec<(i64, i64)> = (0..queries.div_ceil(lanes))
@@ -404,9 +431,9 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 for (&width, &number) in &widths {
                     let width = i64::try_from(width).unwrap_or(i64::MAX);
                     let blocks = walk(&groups, width, extra, tiles.slots, tiles.block_k, turns);
-                    key_blocks += count * number * blocks;
+                    key_blocks += count * like * number * blocks;
                     trips = trips.max(blocks + groups.len() as u64 + u64::from(tiles.slots));
-                    groups_walked += count * number * groups.len() as u64;
+                    groups_walked += count * like * number * groups.len() as u64;
                 }
             }
         }
@@ -430,7 +457,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
         Simulation {
             workgroups,
             key_blocks,
-            computed: keys * u64::from(tiles.slots) * lanes,
+            computed: keys.saturating_mul(u64::from(tiles.slots) * lanes),
             useful: problems
                 * (cuts.iter().map(Cut::useful).product::<u64>()
                     + tokens * u64::from(shape.extra_tokens)),
@@ -466,14 +493,18 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// arguments; never empty for a legal problem.
     ///
     /// # Errors
-    /// As [`NeighborhoodAttention::check`].
+    /// As [`NeighborhoodAttention::check`], [`Error::Limit`] for more elements than a tensor may have,
+    /// [`Error::Value`] for more lanes than any device has.
     pub fn candidates(
         &self,
         shape: &NeighborhoodShape<D>,
         lanes: u32,
         cost: &KernelCost,
     ) -> Result<Vec<Candidate<D>>> {
-        self.check(shape)?;
+        self.check_size(shape)?;
+        if lanes == 0 || lanes > 4096 {
+            return Err(Error::value(OP, "lanes", "1 to 4096", lanes));
+        }
         let per_slot = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
         let most = (cost.registers / per_slot).clamp(1, 8);
         let fits = |slots: u32, block_k: u32| {
@@ -583,7 +614,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// this answers what a coarser window would buy.
     ///
     /// # Errors
-    /// As [`NeighborhoodAttention::check`].
+    /// As [`NeighborhoodAttention::candidates`].
     pub fn strides(
         &self,
         shape: &NeighborhoodShape<D>,
@@ -632,6 +663,47 @@ mod tests {
         registers: 128,
         unrolled: 8192,
     };
+
+    /// Tiles that stand for others are like them: the same counts as from every tile.
+    #[test]
+    fn tiles_stand_for_their_like() {
+        let mut stood = 0;
+        for kernel_size in [1, 2, 3, 6, 7] {
+            for stride in 1..=kernel_size {
+                for tile in [1, 2, 3, 4, 8, 12] {
+                    for (border, is_causal) in [
+                        (Border::Shift, false),
+                        (Border::Shift, true),
+                        (Border::Masked, false),
+                        (Border::Zeros, false),
+                    ] {
+                        let tokens = 211;
+                        let axis =
+                            Axis { tokens, kernel_size, stride, dilation: 1, is_causal, border };
+                        let cut = Cut { axis, tile };
+                        // each tile as its windows' bounds, counted from its first query
+                        let shape = |first: u32| -> Vec<(i64, i64)> {
+                            (first..(first + tile).min(tokens))
+                                .map(|u| axis.window(u, tokens))
+                                .map(|w| (w.start - i64::from(first), w.end - i64::from(first)))
+                                .collect()
+                        };
+                        let mut got = BTreeMap::<_, u64>::new();
+                        for (first, n) in cut.starts(tokens) {
+                            *got.entry(shape(first)).or_default() += n;
+                            stood += n - 1;
+                        }
+                        let mut want = BTreeMap::<_, u64>::new();
+                        for first in (0..tokens).step_by(tile as usize) {
+                            *want.entry(shape(first)).or_default() += 1;
+                        }
+                        assert_eq!(got, want, "{axis:?} tile {tile}");
+                    }
+                }
+            }
+        }
+        assert!(stood > 10_000, "{stood}");
+    }
 
     /// A walk by brute force: every key that a group must see is seen exactly once by it.
     #[test]
