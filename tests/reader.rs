@@ -2,6 +2,7 @@
 //! without asking for more memory than the file is worth; and whatever a readable case says, its
 //! operator is run or refused.
 #![cfg(feature = "conformance")]
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 mod common;
 

@@ -181,6 +181,10 @@ impl RelativeAttention {
             need,
             limit: ctx.caps.binding_size,
         };
+        // what follows computes with sizes that fit
+        if features_bytes > ctx.caps.binding_size {
+            return Err(too_much(features_bytes));
+        }
         let chunk = u32::try_from(chunk).map_err(|_| too_much(u64::MAX))?;
         let batch =
             u32::try_from(columns.saturating_mul(chunk.into())).map_err(|_| too_much(u64::MAX))?;
