@@ -281,6 +281,30 @@ fn a_bench_leaves_a_report_that_a_later_one_is_compared_with() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
 }
 
+/// Texts are written without a run, each once; a gain is asked of a table that is there.
+#[test]
+fn a_bench_writes_its_texts_and_wants_a_table_for_a_gain() {
+    let dir = folder("cli-bench-texts");
+    let place = dir.to_str().expect("a plain path");
+    let shapes = ["--shape", "lmax=1,products=100", "--shape", "lmax=1,products=300"];
+    let dump = [&["gaunt", "--tuning", "off", "--dump-wgsl", place][..], &shapes].concat();
+    let Some(output) = bench(&dump) else { return };
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(said.contains("the texts of 2 cases") && !said.contains("Gflop/s"), "{said}");
+    let files: Vec<_> = std::fs::read_dir(&dir)
+        .expect("a folder")
+        .map(|e| std::fs::read_to_string(e.expect("an entry").path()).expect("a text"))
+        .collect();
+    // the number of products is no part of a text
+    assert_eq!(files.len(), 1, "{}", files.len());
+    assert!(files[0].contains("@compute"), "{}", files[0]);
+    let said = refused(&["bench", "gaunt", "--quick", "--gain", "--tuning", "off"]);
+    assert!(said.contains("--gain: there is no tuning table"), "{said}");
+    let said = refused(&["bench", "gaunt", "--dump-wgsl", place, "--gain"]);
+    assert!(said.contains("cannot be used with"), "{said}");
+}
+
 #[test]
 fn tiles_are_tuned_into_a_file_that_is_trusted_only_if_it_is_sound() {
     let dir = folder("cli-tune");

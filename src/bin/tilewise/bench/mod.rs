@@ -86,8 +86,8 @@ pub(crate) struct Args {
     /// Exit with 1 if a case is slower than in the baseline, beyond the spread of both
     #[arg(long, requires = "baseline")]
     fail_on_regression: bool,
-    /// Time each case with the planner's own tiles as well, turn about: how much a tuning table
-    /// gains. Needs a table: --tuning, or the adapter's own
+    /// Time each case with the planner's own tiles as well, between two times with the table's: how
+    /// much a tuning table gains. Needs a table: --tuning, or the adapter's own
     #[arg(long, conflicts_with = "routes")]
     gain: bool,
     /// Run nothing: write the WGSL text of every kernel of the cases into DIR, each text once
@@ -298,7 +298,7 @@ fn record(ctx: &Context, case: &Case, dtype: DType) -> Result<(), Failure> {
 }
 
 /// Adds the planner's time to a row that was measured with a table. The table's is taken once more
-/// after it: of the two the better counts, for machines drift.
+/// after it, and the mean of the two counts: a machine that drifts favours neither.
 fn with_planner(
     ctx: &Context,
     case: &Case,
@@ -309,8 +309,13 @@ fn with_planner(
     let own = ctx.with_tuning(Tuning::default());
     let planner = measure(&own, case, args.dtype, samples, args.quick)?.seconds;
     let again = measure(ctx, case, args.dtype, samples, args.quick)?;
-    let better = if again.seconds < row.seconds { again } else { row };
-    Ok(Row { planner: Some(planner), ..better })
+    Ok(Row {
+        planner: Some(planner),
+        seconds: f64::midpoint(row.seconds, again.seconds),
+        low: row.low.min(again.low),
+        high: row.high.max(again.high),
+        ..row
+    })
 }
 
 /// Judges, then times.
