@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every WGSL text of the golden and random cases and of the benches, compiled by a browser's WebGPU (Tint), which is
-# stricter than naga: subgroup operations and barriers in uniform control flow, constants that
-# overflow. Headless Chromium on SwiftShader; no GPU, no network.
+# Every WGSL text of the golden and random cases and of the benches, compiled by a browser's WebGPU
+# (Tint), which is stricter than naga: subgroup operations and barriers in uniform control flow,
+# constants that overflow. Headless Chromium on SwiftShader; no GPU, no network.
 #
 #   scripts/tint.sh [DIR]       DIR: texts that are there already, instead of the program's own
 #

@@ -1,6 +1,8 @@
 //! What unit tests share with the tests under `tests/`.
 #![allow(dead_code, reason = "a part is used here")]
 
+#[path = "../tests/common/noop.rs"]
+mod noop;
 #[path = "../tests/common/races.rs"]
 pub(crate) mod races;
 #[path = "../tests/common/reflect.rs"]
@@ -32,17 +34,5 @@ pub(crate) fn assert_params(wgsl: &str, (fields, size): (Vec<(&str, usize)>, usi
 
 /// A device that computes nothing, with subgroups of 4 to 64.
 pub(crate) fn noop() -> crate::Context {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = wgpu::Backends::NOOP;
-    descriptor.backend_options.noop = wgpu::NoopBackendOptions {
-        enable: true,
-        limits: Some(wgpu::Limits::default()),
-        features: Some(wgpu::Features::SUBGROUP),
-        subgroup_min_size: Some(4),
-        subgroup_max_size: Some(64),
-        ..Default::default()
-    };
-    let instance = wgpu::Instance::new(descriptor);
-    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
-    pollster::block_on(crate::Context::from_adapter(&adapter)).unwrap()
+    pollster::block_on(crate::Context::from_adapter(&noop::noop_adapter())).unwrap()
 }

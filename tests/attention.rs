@@ -8,7 +8,7 @@ use common::{
     to_f64, upload_as,
 };
 use tilewise::{
-    Context, DType, Error, Layout, Tensor,
+    Caps, Context, DType, Error, Layout, Tensor,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionShape, CausalAlignment, KvAppend,
         KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Split, Tiles, TripleArgs,
@@ -1095,6 +1095,34 @@ fn seventy_thousand_keys() {
         .check(device, &mut rng);
         Problem::new(shape(1, [2, 70_000], [1, 1], [64, 64]), Attention::default())
             .check(device, &mut rng);
+        // 33,000: too many for the portable kernel to stage them in a loop, if its trips are counted
+        for keys in [33_000, 70_000] {
+            let options = Attention { split, ..Default::default() };
+            Problem::new(shape(1, [1, keys], [1, 1], [64, 64]), options).check(device, &mut rng);
+        }
+    }
+}
+
+/// Kernels as a GPU gets them, on whatever is here: loads and stores written out, the device's own
+/// exp2, one query to an invocation.
+#[test]
+fn cut_for_a_gpu() {
+    for Device { name, ctx } in devices() {
+        let caps = Caps { cpu: false, ..ctx.caps.clone() };
+        let gpu = Device { name: format!("{name}, as a GPU"), ctx: ctx.with_caps(caps) };
+        let base = Attention { split: Split::Never, ..Default::default() };
+        let mut rng = Rng(9);
+        for (shape, options) in [
+            (shape(2, [65, 67], [4, 2], [12, 8]), Attention { mask: BOTTOM_RIGHT, ..base }),
+            (shape(1, [1, 1], [1, 1], [7, 3]), base),
+            (shape(1, [130, 33], [2, 1], [7, 3]), base),
+            (shape(1, [3, 131], [2, 2], [12, 8]), Attention { split: Split::Keys(64), ..base }),
+            (shape(1, [9, 40], [2, 1], [16, 16]), Attention { metric: true, ..base }),
+        ] {
+            let mut problem = Problem::new(shape, options);
+            problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
+            problem.check(&gpu, &mut rng);
+        }
     }
 }
 

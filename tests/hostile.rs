@@ -28,19 +28,7 @@ use tilewise::{
 
 /// A noop device with the least that WebGPU promises, subgroups of 4 to 64.
 fn noop() -> Context {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = wgpu::Backends::NOOP;
-    descriptor.backend_options.noop = wgpu::NoopBackendOptions {
-        enable: true,
-        limits: Some(wgpu::Limits::default()),
-        features: Some(wgpu::Features::SUBGROUP),
-        subgroup_min_size: Some(4),
-        subgroup_max_size: Some(64),
-        ..Default::default()
-    };
-    let instance = wgpu::Instance::new(descriptor);
-    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
-    pollster::block_on(Context::from_adapter(&adapter)).unwrap()
+    pollster::block_on(Context::from_adapter(&common::noop::noop_adapter())).unwrap()
 }
 
 /// Sane values, and now and then hostile ones in their place.

@@ -302,6 +302,13 @@ fn bad_input() {
     list.push(("tiles too large", error, &["tiles", "at most 256", "4096"]));
     let mut counted = ctx.caps.clone();
     counted.loop_trips = 60_000;
+    // a portable kernel on a CPU stages keys in a loop while the trips last, and as many keys as ever
+    let cpu = Caps { cpu: true, tier: Tier::Portable, ..counted.clone() };
+    for (keys, rolled) in [(20_000, true), (33_000, false), (100_000, false), (900_000, false)] {
+        let wide = AttentionShape { seq_k: keys, head_dim: 64, head_dim_v: 64, ..SHAPE };
+        let plan = Attention { split: Split::Never, ..base }.design(&cpu, wide).unwrap();
+        assert_eq!(plan.wgsl()[0].contains("r += 1u"), rolled, "{keys} keys");
+    }
     let error =
         base.plan(&ctx.with_caps(counted), AttentionShape { seq_k: 1 << 27, ..SHAPE }).unwrap_err();
     list.push((

@@ -59,6 +59,8 @@ const PASSES: u32 = 4u; // @spec
 // queries are loaded and outputs stored in a loop over chunks, a select for each register, not in
 // lines of their own: some drivers take long to compile a load
 const ROLLED: bool = false; // @spec
+// keys and values are staged in a loop, for the same reason
+const STAGE_ROLLED: bool = false; // @spec
 // indices of unrolled blocks
 const P: u32 = 0u;
 const C: u32 = 0u;
@@ -342,7 +344,7 @@ fn flash(
     for (var tile = first; tile < last; tile += TILE_K) {
         // @if STAGED
         workgroupBarrier();
-        // @if ROLLED
+        // @if STAGE_ROLLED
         var r = 0u;
         loop {
             let i = r * WORKGROUP + local;

@@ -11,6 +11,7 @@ const HEAD_DIM_V: u32 = 64u; // @spec
 const DV4: u32 = 16u; // @spec
 // rows have different numbers of parts
 const COUNTED: bool = true; // @spec
+// parts are outputs not yet divided, with a maximum and a sum
 const PAIRS: bool = true; // @spec
 
 // Must match `attention::merge::Params` (tested). Strides in elements.

@@ -31,6 +31,8 @@ pub struct AttentionPlan {
     lanes: u32,
     /// Keys staged at a time by the portable kernel.
     tile_k: u32,
+    /// They are staged in a loop.
+    stage_rolled: bool,
     /// Keys of one part, where keys are shared out.
     pub(super) split: Option<u32>,
 }
@@ -160,8 +162,11 @@ impl Attention {
                 tiles.block_k,
             ));
         }
-        let mut keys = longest(caps, &shape, self.algorithm, tiles);
         let pass = split.unwrap_or(u32::MAX).min(shape.seq_k);
+        // a loop compiles faster, and takes of the trips that the keys need
+        let stage_rolled =
+            caps.cpu && u64::from(pass) <= longest(caps, &shape, self.algorithm, tiles, true);
+        let mut keys = longest(caps, &shape, self.algorithm, tiles, stage_rolled);
         // longer blocks make fewer trips
         while self.tiles.is_none() && u64::from(pass) > keys {
             let longer = Tiles { block_k: tiles.block_k * 2, ..tiles };
@@ -171,7 +176,7 @@ impl Attention {
                 }
                 _ => break,
             }
-            keys = longest(caps, &shape, self.algorithm, tiles);
+            keys = longest(caps, &shape, self.algorithm, tiles, stage_rolled);
         }
         if u64::from(pass) > keys {
             return Err(Error::Limit {
@@ -192,6 +197,7 @@ impl Attention {
             cpu: caps.cpu,
             lanes,
             tile_k,
+            stage_rolled,
             split,
         };
         let [scores, _] = plan.scratch_parts();
@@ -427,18 +433,28 @@ fn tile_k(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u32 {
     (fits / tiles.block_k * tiles.block_k).max(tiles.block_k)
 }
 
-/// The most keys that one pass can visit within the driver's loop trips.
-fn longest(caps: &Caps, shape: &AttentionShape, algorithm: Algorithm, tiles: Tiles) -> u64 {
+/// The most keys that one pass can visit within the driver's loop trips, staged in a loop or not.
+fn longest(
+    caps: &Caps,
+    shape: &AttentionShape,
+    algorithm: Algorithm,
+    tiles: Tiles,
+    stage_rolled: bool,
+) -> u64 {
     let (block, tile) = (u64::from(tiles.block_k), u64::from(tile_k(caps, shape, tiles)));
+    let [d4, dv4] = [shape.head_dim, shape.head_dim_v].map(|d| u64::from(d.div_ceil(4)));
+    // a trip for each chunk of a query, and for each of the outputs
+    let rows = if caps.cpu { d4 + u64::from(tiles.queries) * dv4 } else { 0 };
+    let trips = caps.loop_trips.saturating_sub(rows);
     match (algorithm, caps.tier) {
         // three loops over a row
         (Algorithm::Unfused, _) => caps.loop_trips / 3,
-        (Algorithm::Flash, Tier::Subgroup) => caps.loop_trips.saturating_mul(block),
+        (Algorithm::Flash, Tier::Subgroup) => trips.saturating_mul(block),
         // a trip for each tile, one for each block in it, and those of staging
         (Algorithm::Flash, Tier::Portable) => {
-            let chunks = u64::from(shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4));
-            let staging = tile * chunks / u64::from(tiles.workgroup) + 2;
-            (caps.loop_trips / (tile / block + 1 + staging)).saturating_mul(tile)
+            let stage = |chunks: u64| (tile * chunks).div_ceil(tiles.workgroup.into());
+            let staging = if stage_rolled { stage(d4) + stage(dv4) } else { 0 };
+            (trips / (tile / block + 1 + staging)).saturating_mul(tile)
         }
     }
 }
@@ -506,8 +522,8 @@ impl AttentionPlan {
         self.scratch_parts().iter().fold(0, |sum: u64, &part| sum.saturating_add(part))
     }
 
-    /// Bytes of scores or partial outputs, and of the partial outputs' maxima and sums. Each a multiple of 256, the largest
-    /// alignment of a binding.
+    /// Bytes of scores or partial outputs, and of the partial outputs' maxima and sums. Each a
+    /// multiple of 256, the largest alignment of a binding.
     pub(super) fn scratch_parts(&self) -> [u64; 2] {
         let s = self.shape;
         let bytes = |factors: &[u32]| {
@@ -667,6 +683,7 @@ impl AttentionPlan {
             ("SOFT_EXP2", self.cpu.to_string()),
             // a load is a loop over lanes with a dozen blocks: a driver on a CPU compiles few of them
             ("ROLLED", self.cpu.to_string()),
+            ("STAGE_ROLLED", self.stage_rolled.to_string()),
         ];
         Key { source: FLASH, entry: "flash", spec, tensors }
     }

@@ -19,8 +19,8 @@ pub struct Quantized {
 /// A paged cache is quantised page by page: `[pages, page_size, heads, dim]`.
 ///
 /// # Errors
-/// [`Error::Shape`] if `x` has another length than `shape`, or an axis or `block` is 0, [`Error::Value`] for
-/// elements that are not finite.
+/// [`Error::Shape`] if `x` has another length than `shape`, or an axis or `block` is 0,
+/// [`Error::Value`] for elements that are not finite.
 pub fn quantize(x: &[f32], shape: [u32; 4], block: u32) -> Result<Quantized> {
     let total = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d as usize));
     if total != Some(x.len()) {

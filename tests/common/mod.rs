@@ -6,6 +6,7 @@
     reason = "test sizes are small"
 )]
 
+pub mod noop;
 pub mod reflect;
 pub mod uniformity;
 
