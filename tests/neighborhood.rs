@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Device, Guarded, Rng, devices, rel_rms, rounded, run, to_f64, upload_as};
+use common::{Deal, Device, Guarded, Rng, devices, rel_rms, rounded, run, to_f64, upload_as};
 use tilewise::{
     Caps, Context, DType, Error, Layout, Tensor, TensorView, Tier,
     attention::{Attention, AttentionShape},
@@ -682,7 +682,8 @@ fn a_window_as_large_as_the_map_runs_plain_attention() {
 
 #[test]
 fn halos_borders_and_biases() {
-    for device in devices() {
+    for (d, device) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 7);
         for border in [Border::Shift, Border::Masked, Border::Zeros] {
             for bias in [
                 RelativeBias::None,
@@ -694,7 +695,9 @@ fn halos_borders_and_biases() {
                     let op = NeighborhoodAttention::halo([6, 8], [3, 2], [1, 2], border).unwrap();
                     let op = NeighborhoodAttention { bias, algorithm, ..op };
                     let s = shape([6, 8], [2, 2], [4, 4]);
-                    Problem::<2, 5, 4>::new(s, op).check(device, 61);
+                    if deal.takes() {
+                        Problem::<2, 5, 4>::new(s, op).check(device, 61);
+                    }
                 }
             }
             forget(device);
