@@ -16,7 +16,7 @@ use tilewise::{
         Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask,
         Window, quantize,
     },
-    measure::{copy_rate, median, multiply_add_peak, time, values},
+    measure::{copy_rate, median, multiply_add_peak, time_encoder, values},
     reference, wgpu,
 };
 
@@ -211,14 +211,15 @@ fn table(ctx: &Context, calls: &[Call<'_>], rounds: u32, copy: f64) -> Result<()
     let mut first = Vec::new();
     for call in calls {
         let started = std::time::Instant::now();
-        time(ctx, 1, |pass| call.plan.encode_pass(ctx, pass, &call.args))?;
+        time_encoder(ctx, 1, |encoder| call.plan.encode(ctx, encoder, &call.args))?;
         first.push(started.elapsed());
     }
     let before = multiply_add_peak(ctx)?;
     for _ in 0..rounds {
         for (call, samples) in calls.iter().zip(&mut samples) {
-            samples
-                .push(time(ctx, 1, |pass| call.plan.encode_pass(ctx, pass, &call.args))?.seconds);
+            samples.push(
+                time_encoder(ctx, 1, |encoder| call.plan.encode(ctx, encoder, &call.args))?.seconds,
+            );
         }
     }
     let peak = f64::midpoint(before, multiply_add_peak(ctx)?);
@@ -413,7 +414,7 @@ fn decode(ctx: &Context, quick: bool) -> Result<()> {
     table(ctx, &calls, if quick { 1 } else { 9 }, copy)?;
     // the three agree: pages exactly, bytes as far as they go
     let out = |call: &Call<'_>| -> Result<Vec<f32>> {
-        time(ctx, 1, |pass| call.plan.encode_pass(ctx, pass, &call.args))?;
+        time_encoder(ctx, 1, |encoder| call.plan.encode(ctx, encoder, &call.args))?;
         p.o.download(ctx)
     };
     let want = out(&calls[0])?;
@@ -446,8 +447,9 @@ fn paired(
     };
     let mut ratios = Vec::new();
     for sample in 0..=samples {
-        let [a, b] = [&plans[0], &plans[1]]
-            .map(|plan| time(ctx, 1, |pass| plan.encode_pass(ctx, pass, &args)).map(|t| t.seconds));
+        let [a, b] = [&plans[0], &plans[1]].map(|plan| {
+            time_encoder(ctx, 1, |encoder| plan.encode(ctx, encoder, &args)).map(|t| t.seconds)
+        });
         // the first pair pays for compilation
         if sample > 0 {
             ratios.push(a? / b?);
@@ -477,7 +479,7 @@ fn bench(
         scratch: Some(&scratch),
         ..AttentionArgs::new(problem.q.view(), problem.k.view(), problem.v.view(), problem.o.view())
     };
-    time(ctx, 1, |pass| plan.encode_pass(ctx, pass, &args))?;
+    time_encoder(ctx, 1, |encoder| plan.encode(ctx, encoder, &args))?;
     let first = started.elapsed();
     let got: Vec<f32> = problem.o.download(ctx)?;
     let (error, plain) = problem.errors::<f32>(mask, &got, 32);
@@ -495,7 +497,7 @@ fn bench(
                 before.set(multiply_add_peak(ctx).unwrap_or(f64::NAN));
             }
             for _ in 0..iterations {
-                let timing = time(ctx, 1, |pass| plan.encode_pass(ctx, pass, &args));
+                let timing = time_encoder(ctx, 1, |encoder| plan.encode(ctx, encoder, &args));
                 let seconds = timing.map_or(f64::NAN, |t| t.seconds);
                 samples.borrow_mut().push(seconds);
                 total += seconds;
@@ -536,7 +538,7 @@ fn one_accuracy<T: Element>(ctx: &Context, mask: Mask, n: u32) -> Result<()> {
         Attention { mask, dtype: T::DTYPE, ..Default::default() }.plan(ctx, problem.shape)?;
     let args =
         AttentionArgs::new(problem.q.view(), problem.k.view(), problem.v.view(), problem.o.view());
-    time(ctx, 1, |pass| plan.encode_pass(ctx, pass, &args))?;
+    time_encoder(ctx, 1, |encoder| plan.encode(ctx, encoder, &args))?;
     let got: Vec<f32> = problem.o.download::<T>(ctx)?.into_iter().map(|x| x.to_f32()).collect();
     let (ours, plain) = problem.errors::<T>(mask, &got, 32);
     let dtype: DType = T::DTYPE;

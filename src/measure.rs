@@ -51,6 +51,54 @@ pub fn time(
     repeats: u32,
     mut encode: impl FnMut(&mut wgpu::ComputePass<'_>) -> Result<()>,
 ) -> Result<Timing> {
+    stamped(ctx, repeats, |encoder, queries| {
+        let mut pass = stamped_pass(encoder, queries, Some(0), Some(1));
+        (0..repeats).try_for_each(|_| encode(&mut pass))
+    })
+}
+
+/// [`time`] for what is recorded outside of passes or in several of them: all between two empty ones.
+///
+/// # Errors
+/// As [`time`].
+#[cfg(not(target_arch = "wasm32"))]
+pub fn time_encoder(
+    ctx: &Context,
+    repeats: u32,
+    mut encode: impl FnMut(&mut wgpu::CommandEncoder) -> Result<()>,
+) -> Result<Timing> {
+    stamped(ctx, repeats, |encoder, queries| {
+        drop(stamped_pass(encoder, queries, None, Some(0)));
+        (0..repeats).try_for_each(|_| encode(encoder))?;
+        drop(stamped_pass(encoder, queries, Some(1), None));
+        Ok(())
+    })
+}
+
+/// A pass that notes the time at its ends.
+#[cfg(not(target_arch = "wasm32"))]
+fn stamped_pass<'a>(
+    encoder: &'a mut wgpu::CommandEncoder,
+    queries: Option<&wgpu::QuerySet>,
+    begin: Option<u32>,
+    end: Option<u32>,
+) -> wgpu::ComputePass<'a> {
+    let timestamp_writes = queries.map(|query_set| wgpu::ComputePassTimestampWrites {
+        query_set,
+        beginning_of_pass_write_index: begin,
+        end_of_pass_write_index: end,
+    });
+    let descriptor = wgpu::ComputePassDescriptor { label: Some("time"), timestamp_writes };
+    encoder.begin_compute_pass(&descriptor)
+}
+
+/// Times what `record` records with its two timestamps.
+#[cfg(not(target_arch = "wasm32"))]
+fn stamped(
+    ctx: &Context,
+    repeats: u32,
+    record: impl FnOnce(&mut wgpu::CommandEncoder, Option<&wgpu::QuerySet>) -> Result<()>,
+) -> Result<Timing> {
     const OP: &str = "time";
     let queries = ctx.caps.timestamps.then(|| {
         ctx.guard(OP, None, || {
@@ -68,20 +116,7 @@ pub fn time(
         wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
     )?;
     let mut encoder = ctx.device.create_command_encoder(&Default::default());
-    {
-        let writes = queries.as_ref().map(|query_set| wgpu::ComputePassTimestampWrites {
-            query_set,
-            beginning_of_pass_write_index: Some(0),
-            end_of_pass_write_index: Some(1),
-        });
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some(OP),
-            timestamp_writes: writes,
-        });
-        for _ in 0..repeats {
-            encode(&mut pass)?;
-        }
-    }
+    record(&mut encoder, queries.as_ref())?;
     if let Some(set) = &queries {
         encoder.resolve_query_set(set, 0..2, &stamps, 0);
     }

@@ -244,6 +244,25 @@ impl ClebschGordanPlan {
         Bilinear::key([self.dtype; 3], [false; 3], false).wgsl()
     }
 
+    /// [`encode_pass`](Self::encode_pass) into the caller's encoder, in a compute pass of its own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode(
+        &self,
+        ctx: &Context,
+        encoder: &mut wgpu::CommandEncoder,
+        x: TensorView<'_, 2>,
+        y: TensorView<'_, 2>,
+        z: TensorView<'_, 2>,
+    ) -> Result<()> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(OP),
+            timestamp_writes: None,
+        });
+        self.encode_pass(ctx, &mut pass, x, y, z)
+    }
+
     /// Records the product `z` of `x` and `y`, `[batch, dims]` each, into the caller's compute
     /// pass; submits nothing.
     ///

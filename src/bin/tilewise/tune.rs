@@ -8,7 +8,7 @@ use tilewise::{
     Context, DType, Tier, Tuned, Tuning,
     attention::{Attention, CausalAlignment, Mask, Tiles},
     gaunt::{Algorithm, GauntTensorProduct},
-    measure::{median, time},
+    measure::{median, time_encoder},
     neighborhood::{NeighborhoodAttention, NeighborhoodShape},
 };
 
@@ -204,7 +204,7 @@ fn tune(ctx: &Context, case: &Case, key: &str, all: &[Tuned]) -> Result<Found, F
             for _ in 0..ROUNDS {
                 for (side, ready) in sides.iter_mut().zip([&planned.0, &ready]) {
                     let run = &ready.runs[0];
-                    side.push(time(ctx, first.repeats, |pass| run(pass))?.seconds);
+                    side.push(time_encoder(ctx, first.repeats, |encoder| run(encoder))?.seconds);
                 }
             }
             let won = sides[0].iter().zip(&sides[1]).filter(|(own, new)| new < own).count();

@@ -16,7 +16,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use tilewise::{
     Context, DType, Tier, Tuning,
-    measure::{Clock, median, time},
+    measure::{Clock, median, time_encoder},
     wgpu,
 };
 
@@ -250,19 +250,19 @@ pub(crate) fn timed(
     least: f64,
 ) -> tilewise::Result<Timed> {
     for run in &ready.runs {
-        time(ctx, 1, |pass| run(pass))?;
+        time_encoder(ctx, 1, |encoder| run(encoder))?;
     }
     let mut turn = 0;
-    let mut call = |pass: &mut wgpu::ComputePass<'_>| {
+    let mut call = |encoder: &mut wgpu::CommandEncoder| {
         turn = (turn + 1) % ready.runs.len();
-        ready.runs[turn](pass)
+        ready.runs[turn](encoder)
     };
-    let once = time(ctx, 1, &mut call)?;
+    let once = time_encoder(ctx, 1, &mut call)?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
     let repeats = (least / once.seconds.max(1e-9)).ceil().clamp(1.0, MOST_REPEATS) as u32;
     let mut all = Vec::new();
     for _ in 0..samples {
-        all.push(time(ctx, repeats, &mut call)?.seconds);
+        all.push(time_encoder(ctx, repeats, &mut call)?.seconds);
     }
     median(&mut all);
     Ok(Timed { samples: all, repeats, clock: once.clock })
@@ -277,7 +277,7 @@ pub(crate) fn judged(
 ) -> Result<(Ready, f64), Failure> {
     let name = format!("{} {}", case.op.name(), case.shape);
     let ready = case.ready(ctx, dtype, fill).map_err(|e| format!("{name}: {e}"))?;
-    time(ctx, 1, |pass| (ready.runs[0])(pass))?;
+    time_encoder(ctx, 1, |encoder| (ready.runs[0])(encoder))?;
     let error = (ready.judge)(ctx)?;
     let limit = tolerance(dtype);
     // not a number is no pass
@@ -293,8 +293,7 @@ fn record(ctx: &Context, case: &Case, dtype: DType) -> Result<(), Failure> {
     let name = || format!("{} {}", case.op.name(), case.shape);
     let ready = case.ready(ctx, dtype, 0.0).map_err(|e| format!("{}: {e}", name()))?;
     let mut encoder = ctx.device.create_command_encoder(&Default::default());
-    let mut pass = encoder.begin_compute_pass(&Default::default());
-    Ok((ready.runs[0])(&mut pass).map_err(|e| format!("{}: {e}", name()))?)
+    Ok((ready.runs[0])(&mut encoder).map_err(|e| format!("{}: {e}", name()))?)
 }
 
 /// Adds the planner's time to a row that was measured with a table. The table's is taken once more

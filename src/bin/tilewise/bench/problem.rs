@@ -165,7 +165,7 @@ pub(crate) struct Case {
 }
 
 /// Records one call.
-type Run = Box<dyn Fn(&mut wgpu::ComputePass<'_>) -> Result<()>>;
+type Run = Box<dyn Fn(&mut wgpu::CommandEncoder) -> Result<()>>;
 
 /// Relative RMS error of what the last call of a run wrote, at the sampled places.
 type Judge = Box<dyn Fn(&Context) -> Result<f64>>;
@@ -453,12 +453,12 @@ fn attention(
         first.get_or_insert_with(|| o.clone());
         let (ctx, plan) = (ctx.clone(), plan.clone());
         let scratch = scratch(&ctx, plan.scratch_bytes());
-        runs.push(Box::new(move |pass| {
+        runs.push(Box::new(move |encoder| {
             let args = AttentionArgs {
                 scratch: Some(&scratch),
                 ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
             };
-            plan.encode_pass(&ctx, pass, &args)
+            plan.encode(&ctx, encoder, &args)
         }));
     }
     let o = first.expect("at least one copy");
@@ -556,14 +556,14 @@ fn linear(
         let after = decode.then(|| Tensor::zeros(ctx, states, DType::F32)).transpose()?;
         let (ctx, plan) = (ctx.clone(), plan.clone());
         let scratch = scratch(&ctx, plan.scratch_bytes());
-        runs.push(Box::new(move |pass| {
+        runs.push(Box::new(move |encoder| {
             let mut args = LinearAttentionArgs::new(q.view(), k.view(), v.view(), o.view());
             args.scratch = Some(&scratch);
             args.gates = gates.as_ref().map(Tensor::view);
             args.beta = beta.as_ref().map(Tensor::view);
             args.initial_state = before.as_ref().map(Tensor::view);
             args.final_state = after.as_ref().map(Tensor::view);
-            plan.encode_pass(&ctx, pass, &args)
+            plan.encode(&ctx, encoder, &args)
         }));
     }
     let o = first.expect("at least one copy");
@@ -640,9 +640,9 @@ fn neighborhood<const D: usize, const R: usize>(
         let (q, k, v, o) = (q?, k?, v?, Tensor::zeros(ctx, dims, dtype)?);
         first.get_or_insert_with(|| o.clone());
         let (ctx, plan) = (ctx.clone(), plan.clone());
-        runs.push(Box::new(move |pass| {
+        runs.push(Box::new(move |encoder| {
             let args = NeighborhoodArgs::new(q.view(), k.view(), v.view(), o.view());
-            plan.encode_pass(&ctx, pass, &args)
+            plan.encode(&ctx, encoder, &args)
         }));
     }
     let o = first.expect("at least one copy");
@@ -733,12 +733,12 @@ fn gaunt(
         first.get_or_insert_with(|| z.clone());
         let (ctx, plan) = (ctx.clone(), plan.clone());
         let scratch = scratch(&ctx, plan.scratch_bytes());
-        runs.push(Box::new(move |pass| {
+        runs.push(Box::new(move |encoder| {
             let args = GauntArgs {
                 scratch: Some(&scratch),
                 ..GauntArgs::new(x.view(), y.view(), z.view())
             };
-            plan.encode_pass(&ctx, pass, &args)
+            plan.encode(&ctx, encoder, &args)
         }));
     }
     let z = first.expect("at least one copy");
@@ -787,10 +787,10 @@ fn fft(
         first.get_or_insert_with(|| output.clone());
         let (ctx, plan) = (ctx.clone(), plan.clone());
         let scratch = scratch(&ctx, plan.scratch_bytes());
-        runs.push(Box::new(move |pass| {
+        runs.push(Box::new(move |encoder| {
             let scratch = (plan.scratch_bytes() > 0).then_some(&scratch);
             let args = FftArgs { input: input.view(), output: output.view(), scratch };
-            plan.encode_pass(&ctx, pass, &args)
+            plan.encode(&ctx, encoder, &args)
         }));
     }
     let output = first.expect("at least one copy");

@@ -4,7 +4,7 @@
 use tilewise::{
     Context, DType, Result, Tensor,
     gaunt::{Algorithm, ClebschGordan, GauntArgs, GauntShape, GauntTensorProduct, Irreps},
-    measure::{Clock, copy_rate, median, multiply_add_peak, time, values},
+    measure::{Clock, copy_rate, median, multiply_add_peak, time_encoder, values},
     wgpu,
 };
 
@@ -123,7 +123,7 @@ impl Measured {
 }
 
 /// Records one call of a route.
-type Run = Box<dyn Fn(&mut wgpu::ComputePass<'_>) -> Result<()>>;
+type Run = Box<dyn Fn(&mut wgpu::CommandEncoder) -> Result<()>>;
 
 /// A route ready to run.
 struct Ready {
@@ -164,7 +164,7 @@ pub(crate) fn measure(
             Route::Gaunt(algorithm) => {
                 let z = Tensor::zeros(ctx, shape(case.lmax_out), DType::F32)?;
                 let run = gaunt(ctx, &case, algorithm, [&x, &y, &z])?;
-                time(ctx, 1, |pass| run(pass))?;
+                time_encoder(ctx, 1, |encoder| run(encoder))?;
                 let got: Vec<f32> = z.download(ctx)?;
                 if agreed.is_empty() {
                     agreed = got;
@@ -176,11 +176,11 @@ pub(crate) fn measure(
             }
             Route::ClebschGordan => {
                 let run = clebsch_gordan(ctx, &case, [&x, &y])?;
-                time(ctx, 1, |pass| run(pass))?;
+                time_encoder(ctx, 1, |encoder| run(encoder))?;
                 run
             }
         };
-        let once = time(ctx, 1, |pass| run(pass))?;
+        let once = time_encoder(ctx, 1, |encoder| run(encoder))?;
         clock = once.clock;
         let repeats = (SHORT / once.seconds.max(1e-7)).ceil().clamp(1.0, 500.0);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
@@ -192,7 +192,9 @@ pub(crate) fn measure(
     for _ in 0..samples {
         for route in ready.iter_mut().flatten() {
             if route.samples.len() < route.wanted as usize {
-                route.samples.push(time(ctx, route.repeats, |pass| (route.run)(pass))?.seconds);
+                route.samples.push(
+                    time_encoder(ctx, route.repeats, |encoder| (route.run)(encoder))?.seconds,
+                );
             }
         }
     }
@@ -220,10 +222,10 @@ fn gaunt(
         mapped_at_creation: false,
     });
     let (ctx, [x, y, z]) = (ctx.clone(), [x, y, z].map(Clone::clone));
-    Ok(Box::new(move |pass| {
+    Ok(Box::new(move |encoder| {
         let args =
             GauntArgs { scratch: Some(&scratch), ..GauntArgs::new(x.view(), y.view(), z.view()) };
-        plan.encode_pass(&ctx, pass, &args)
+        plan.encode(&ctx, encoder, &args)
     }))
 }
 
@@ -239,8 +241,8 @@ fn clebsch_gordan(ctx: &Context, case: &Case, [x, y]: [&Tensor<3>; 2]) -> Result
     let z = Tensor::zeros(ctx, [case.products(), plan.dims()[2]], DType::F32)?;
     let (ctx, [x, y]) = (ctx.clone(), [x, y].map(Clone::clone));
     let row = tilewise::Layout::contiguous([case.products(), (case.lmax + 1).pow(2)]);
-    Ok(Box::new(move |pass| {
-        plan.encode_pass(&ctx, pass, x.view_as(row)?, y.view_as(row)?, z.view())
+    Ok(Box::new(move |encoder| {
+        plan.encode(&ctx, encoder, x.view_as(row)?, y.view_as(row)?, z.view())
     }))
 }
 
