@@ -74,6 +74,12 @@ pub struct Caps {
     ///
     /// SwiftShader's needs minutes and gigabytes where others need a tenth of a second.
     pub unrolled: u32,
+    /// Width and height of the textures that inputs which are read often are copied into first, 0
+    /// where buffers are read as fast.
+    ///
+    /// On Mesa's llvmpipe before release 25 a load from a buffer takes several times as long as one
+    /// from a texture. As much memory as the copied inputs take is needed once more.
+    pub texels: u32,
     /// The device is a CPU: loads are dear, arithmetic and subgroup broadcasts cheap.
     pub cpu: bool,
 }
@@ -99,6 +105,7 @@ impl Caps {
             matrix_shapes: Vec::new(),
             loop_trips: u64::MAX,
             unrolled: UNROLLED,
+            texels: 0,
             cpu: false,
         }
     }
@@ -108,6 +115,7 @@ impl Caps {
         let limits = device.limits();
         let features = device.features();
         let info = device.adapter_info();
+        let old = old_llvmpipe(&info);
         let subgroup = features
             .contains(wgpu::Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size))
@@ -128,8 +136,9 @@ impl Caps {
             f16: features.contains(wgpu::Features::SHADER_F16),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             matrix_shapes: Vec::new(),
-            loop_trips: loop_trips(&info),
+            loop_trips: if old { 60_000 } else { u64::MAX },
             unrolled: if info.name.contains("SwiftShader") { 64 } else { UNROLLED },
+            texels: if old { limits.max_texture_dimension_2d } else { 0 },
             cpu: info.device_type == wgpu::DeviceType::Cpu,
         }
     }
@@ -141,17 +150,13 @@ impl Caps {
     }
 }
 
-/// Trips that are safe on this driver; see [`Caps::loop_trips`].
-fn loop_trips(info: &wgpu::AdapterInfo) -> u64 {
+/// Whether this is Mesa's llvmpipe before release 25: its loops end after some 65,535 trips, and its
+/// loads from buffers go lane by lane. A release that cannot be read is taken for an old one.
+fn old_llvmpipe(info: &wgpu::AdapterInfo) -> bool {
     let text = format!("{} {} {}", info.name, info.driver, info.driver_info);
-    if !text.contains("llvmpipe") {
-        return u64::MAX;
-    }
-    let major = text
-        .split("Mesa ")
-        .nth(1)
-        .and_then(|v| v.split('.').next())
-        .and_then(|v| v.trim().parse::<u32>().ok());
-    // a release that cannot be read is taken for an old one
-    if major.is_some_and(|m| m >= 25) { u64::MAX } else { 60_000 }
+    let release = || {
+        let version = text.split("Mesa ").nth(1)?;
+        version.split('.').next()?.trim().parse::<u32>().ok()
+    };
+    text.contains("llvmpipe") && release().is_none_or(|release| release < 25)
 }

@@ -13,7 +13,7 @@
 
 use half::{bf16, f16};
 
-use crate::Error;
+use crate::{Error, texels::ROW};
 
 /// Element type of a tensor in memory. Sums are f32 whatever it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -162,9 +162,15 @@ pub(crate) struct TensorDecl {
     pub(crate) dtype: DType,
     /// Every row starts at a multiple of four elements and is a multiple of four long.
     pub(crate) vec4: bool,
+    /// Read from a texture, see [`texels`](crate::texels); `vec4`, and read only.
+    pub(crate) texels: bool,
 }
 
 impl TensorDecl {
+    pub(crate) const fn new(dtype: DType, vec4: bool) -> Self {
+        Self { dtype, vec4, texels: false }
+    }
+
     /// One line of WGSL that declares binding `index` as `name`, with its access functions.
     ///
     /// Indices are in elements from the start of the binding.
@@ -182,6 +188,9 @@ impl TensorDecl {
     pub(crate) fn wgsl(self, name: &str, index: u32, writable: bool) -> String {
         if matches!(self.dtype, DType::I8 | DType::U8) {
             return self.bytes_wgsl(name, index);
+        }
+        if self.texels {
+            return self.texels_wgsl(name, index);
         }
         let access = if writable { "read_write" } else { "read" };
         let packed = self.dtype != DType::F32;
@@ -259,7 +268,7 @@ impl TensorDecl {
                     ),
                 ),
             };
-            if self == (Self { dtype: DType::F32, vec4: false }) {
+            if self == Self::new(DType::F32, false) {
                 line += &format!(
                     " fn {name}_store_bits(i: u32, x: u32) {{ {name}[i] = bitcast<f32>(x); }}"
                 );
@@ -310,6 +319,21 @@ impl TensorDecl {
              fn {name}_load(i: u32) -> f32 {{ {load} }} \
              fn {name}_load4(i: u32) -> vec4<f32> {{ {load4} }} \
              fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ {load4n} }}"
+        )
+    }
+
+    /// [`wgsl`](Self::wgsl) for sixteen bytes to a texel.
+    fn texels_wgsl(self, name: &str, index: u32) -> String {
+        let (elements, load4) = match self.dtype {
+            DType::F32 => (4u32, "bitcast<vec4<f32>>(t)".to_owned()),
+            _ => (8, format!("{}(select(t.xy, t.zw, (i & 4u) != 0u))", self.decode4())),
+        };
+        let (mask, texel, row) = (ROW - 1, elements.ilog2(), (elements * ROW).ilog2());
+        format!(
+            "@group(0) @binding({index}) var {name}: texture_2d<u32>; \
+             fn {name}_load(i: u32) -> f32 {{ return {name}_load4(i)[i & 3u]; }} \
+             fn {name}_load4(i: u32) -> vec4<f32> {{ let t = textureLoad({name}, vec2<u32>((i >> {texel}u) & {mask}u, i >> {row}u), 0); return {load4}; }} \
+             fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ return {name}_load4(i); }}"
         )
     }
 

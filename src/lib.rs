@@ -50,6 +50,7 @@ mod shader;
 mod tensor;
 #[cfg(test)]
 mod test_support;
+mod texels;
 mod tuning;
 
 pub use caps::{Caps, Tier};

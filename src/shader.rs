@@ -97,8 +97,12 @@ impl Key {
         }
         for (name, decl) in &self.tensors {
             if let Some(decl) = decl {
-                let _ =
-                    write!(label, " {name}:{}{}", decl.dtype, if decl.vec4 { "x4" } else { "" });
+                let four = match decl {
+                    TensorDecl { texels: true, .. } => " texels",
+                    TensorDecl { vec4: true, .. } => "x4",
+                    _ => "",
+                };
+                let _ = write!(label, " {name}:{}{four}", decl.dtype);
             }
         }
         label
@@ -435,6 +439,35 @@ pub(crate) enum Binding {
     Read,
     /// `var<storage, read_write>`
     Write,
+    /// `texture_2d<u32>`
+    Texture,
+    /// `texture_storage_2d<rgba32uint, write>`
+    TextureWrite,
+}
+
+impl Binding {
+    fn ty(self) -> wgpu::BindingType {
+        let buffer = |ty| wgpu::BindingType::Buffer {
+            ty,
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        };
+        match self {
+            Self::Uniform => buffer(wgpu::BufferBindingType::Uniform),
+            Self::Read => buffer(wgpu::BufferBindingType::Storage { read_only: true }),
+            Self::Write => buffer(wgpu::BufferBindingType::Storage { read_only: false }),
+            Self::Texture => wgpu::BindingType::Texture {
+                sample_type: wgpu::TextureSampleType::Uint,
+                view_dimension: wgpu::TextureViewDimension::D2,
+                multisampled: false,
+            },
+            Self::TextureWrite => wgpu::BindingType::StorageTexture {
+                access: wgpu::StorageTextureAccess::WriteOnly,
+                format: wgpu::TextureFormat::Rgba32Uint,
+                view_dimension: wgpu::TextureViewDimension::D2,
+            },
+        }
+    }
 }
 
 /// A compiled kernel.
@@ -454,7 +487,8 @@ impl Kernel {
         let wgsl = key.wgsl();
         let label = key.label();
         let bindings = bindings(&wgsl);
-        let storage = bindings.iter().filter(|b| **b != Binding::Uniform).count() as u64;
+        let storage =
+            bindings.iter().filter(|b| matches!(b, Binding::Read | Binding::Write)).count() as u64;
         if storage > u64::from(ctx.caps.storage_buffers) {
             return Err(Error::Limit {
                 op: key.entry,
@@ -487,15 +521,7 @@ impl Kernel {
                 .map(|(binding, kind)| wgpu::BindGroupLayoutEntry {
                     binding,
                     visibility: wgpu::ShaderStages::COMPUTE,
-                    ty: wgpu::BindingType::Buffer {
-                        ty: match kind {
-                            Binding::Uniform => wgpu::BufferBindingType::Uniform,
-                            Binding::Read => wgpu::BufferBindingType::Storage { read_only: true },
-                            Binding::Write => wgpu::BufferBindingType::Storage { read_only: false },
-                        },
-                        has_dynamic_offset: false,
-                        min_binding_size: None,
-                    },
+                    ty: kind.ty(),
                     count: None,
                 })
                 .collect();
@@ -556,6 +582,10 @@ fn bindings(wgsl: &str) -> Vec<Binding> {
                 Binding::Uniform
             } else if line.contains("var<storage, read_write>") {
                 Binding::Write
+            } else if line.contains(": texture_2d<u32>") {
+                Binding::Texture
+            } else if line.contains(": texture_storage_2d<rgba32uint, write>") {
+                Binding::TextureWrite
             } else {
                 Binding::Read
             };

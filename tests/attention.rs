@@ -8,13 +8,13 @@ use common::{
     to_f64, upload_as,
 };
 use tilewise::{
-    Caps, Context, DType, Error, Layout, Tensor,
+    Caps, Context, DType, Error, Layout, Tensor, TensorView,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionShape, CausalAlignment, KvAppend,
         KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Split, Tiles, TripleArgs,
         TripleAttention, TripleShape, Window, quantize,
     },
-    reference,
+    reference, wgpu,
 };
 
 const BOTTOM_RIGHT: Mask = Mask::Causal(CausalAlignment::BottomRight);
@@ -1108,7 +1108,7 @@ fn seventy_thousand_keys() {
 #[test]
 fn cut_for_a_gpu() {
     for Device { name, ctx } in devices() {
-        let caps = Caps { cpu: false, ..ctx.caps.clone() };
+        let caps = Caps { cpu: false, texels: 0, ..ctx.caps.clone() };
         let gpu = Device { name: format!("{name}, as a GPU"), ctx: ctx.with_caps(caps) };
         let base = Attention { split: Split::Never, ..Default::default() };
         let mut rng = Rng(9);
@@ -1122,6 +1122,87 @@ fn cut_for_a_gpu() {
             let mut problem = Problem::new(shape, options);
             problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
             problem.check(&gpu, &mut rng);
+        }
+    }
+}
+
+/// Keys and values read from textures give the bits that buffers give: rows of texels whole and in
+/// part, views that start in the middle of a buffer, heads first, every element type; and where
+/// nothing can be copied, buffers are read.
+#[test]
+fn texels_are_the_buffers() {
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 2);
+        let size = ctx.device.limits().max_texture_dimension_2d;
+        let with = |texels| ctx.with_caps(Caps { texels, ..ctx.caps.clone() });
+        let (textures, buffers) = (with(size), with(0));
+        let tiles = Some(Tiles {
+            workgroup: ctx.caps.subgroup.map_or(8, |(_, max)| max),
+            queries: 1,
+            block_k: 2,
+        });
+        // 300 keys of 2 heads of 64 are 2 rows and 1408 texels, 256 of one head one row
+        for (rows, keys, heads, dims, dtype, mask) in [
+            (66, 300, 2, [64, 32], DType::F32, Mask::None),
+            (70, 300, 2, [64, 32], DType::F16, BOTTOM_RIGHT),
+            (70, 300, 2, [64, 32], DType::BF16, BOTTOM_RIGHT),
+            (300, 256, 1, [64, 64], DType::F32, BOTTOM_RIGHT),
+            (65, 3, 1, [4, 8], DType::F32, Mask::None),
+            // ends within a texel
+            (65, 3, 1, [4, 4], DType::F16, Mask::None),
+            (65, 0, 1, [4, 8], DType::F32, Mask::None),
+        ] {
+            if !deal.takes() {
+                continue;
+            }
+            let s = shape(1, [rows, keys], [heads, heads], dims);
+            let op = Attention { dtype, mask, tiles, ..Default::default() };
+            let mut rng = Rng(31);
+            // k starts in the middle and has its heads first, v has gaps between its rows
+            let q_layout = Layout::contiguous([1, rows, heads, dims[0]]);
+            let k_layout = Layout::contiguous([1, heads, keys, dims[0]]).permuted([0, 2, 1, 3]);
+            let k_layout = k_layout.with_offset(12);
+            let v_layout = Layout::contiguous([1, keys, heads + 1, dims[1]]);
+            let v_layout = Layout { shape: [1, keys, heads, dims[1]], ..v_layout };
+            let mut random = |layout: Layout<4>| {
+                upload_as(ctx, layout, &rng.vec(count(&layout.shape)), dtype).unwrap()
+            };
+            let [q, k, v] = [q_layout, k_layout, v_layout].map(&mut random);
+            let q = q.view_as(q_layout).unwrap();
+            let k = k.view_as(k_layout).unwrap();
+            let v = v.view_as(v_layout).unwrap();
+            // the same in a buffer that the driver may not copy and that is no longer than it must be
+            let fixed = ctx.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: (v_layout.end().unwrap() * dtype.size()).next_multiple_of(4).max(16),
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            run(ctx, |e| {
+                e.copy_buffer_to_buffer(v.buffer, 0, &fixed, 0, fixed.size().min(v.buffer.size()));
+                Ok(())
+            })
+            .unwrap();
+            let v_fixed = TensorView { buffer: &fixed, ..v };
+            let bits = |ctx: &Context, v, in_pass: bool| {
+                let out = Guarded::new(ctx, Layout::contiguous([1, rows, heads, dims[1]]), dtype);
+                let args = AttentionArgs::new(q, k, v, out.view());
+                let plan = op.plan(ctx, s).unwrap();
+                run(ctx, |e| match in_pass {
+                    true => {
+                        plan.encode_pass(ctx, &mut e.begin_compute_pass(&Default::default()), &args)
+                    }
+                    false => plan.encode(ctx, e, &args),
+                })
+                .unwrap();
+                out.read(ctx).into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let want = bits(&buffers, v, false);
+            let message = format!("{name}, {rows} rows, {keys} keys, {dtype}");
+            assert!(op.plan(&textures, s).unwrap().wgsl()[0].contains("texture_2d"), "{message}");
+            assert!(bits(&textures, v, false) == want, "{message}, textures");
+            assert!(bits(&textures, v, true) == want, "{message}, in a pass");
+            assert!(bits(&textures, v_fixed, false) == want, "{message}, not to be copied");
         }
     }
 }

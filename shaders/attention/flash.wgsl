@@ -39,6 +39,8 @@ const SOFTCAP: bool = true; // @spec
 const ALIBI: bool = true; // @spec
 const BIAS: bool = true; // @spec
 const MASK: bool = true; // @spec
+// a block's entries of the mask lie in one word
+const MASK_WORDS: bool = true; // @spec
 const SINKS: bool = true; // @spec
 const METRIC: bool = true; // @spec
 // sequences differ in length or place: a table says how
@@ -61,6 +63,9 @@ const PASSES: u32 = 4u; // @spec
 const ROLLED: bool = false; // @spec
 // keys and values are staged in a loop, for the same reason
 const STAGE_ROLLED: bool = false; // @spec
+// A load that never happens ends a basic block in Mesa's llvmpipe; else the loop is one, and LLVM's
+// time to put its thousands of instructions' variables into registers grows with its square.
+const CUT: bool = false; // @spec
 // indices of unrolled blocks
 const P: u32 = 0u;
 const C: u32 = 0u;
@@ -111,7 +116,8 @@ struct Params {
     // first elements of the slopes and the sinks
     slopes_at: u32,
     sinks_at: u32,
-    unused: u32,
+    // 0, which no compiler may know
+    never: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load(i: u32) -> f32 { return q[i >> 2u][i & 3u]; } fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
@@ -434,6 +440,9 @@ fn flash(
         // @unroll I QUERIES
         {
             var top = m[I];
+            // @if MASK_WORDS
+            let seen = mask[(mask_row[I] + start) >> 2u] >> ((start & 3u) * 8u);
+            // @end
             // @unroll J BLOCK_K
             // @if QUANTIZED
             s[I * BLOCK_K + J] *= scale_k;
@@ -457,7 +466,11 @@ fn flash(
                 s[I * BLOCK_K + J] += max(extra, LEAST) * LOG2_E;
                 // @end
                 // @if MASK
+                // @if MASK_WORDS
+                visible = visible && ((seen >> (J * 8u)) & 255u) != 0u;
+                // @else
                 visible = visible && mask_load(mask_row[I] + min(start + J, seq_k - 1u)) != 0.0;
+                // @end
                 // @end
                 s[I * BLOCK_K + J] = select(HIDDEN, max(s[I * BLOCK_K + J], LEAST), visible);
             }
@@ -503,6 +516,11 @@ fn flash(
             // @end
         }
         // @end
+        // @end
+        // @if CUT
+        if params.never != 0u {
+            shrink[0] = q_load(q_base);
+        }
         // @end
         // @unroll C DV4
         {

@@ -110,9 +110,8 @@ impl KvAppend {
 
 impl KvAppendPlan {
     fn key(&self, dim: u32, aligned: [bool; 2]) -> Key {
-        let decl = |aligned: bool| {
-            Some(TensorDecl { dtype: self.op.dtype, vec4: aligned && dim.is_multiple_of(4) })
-        };
+        let decl =
+            |aligned: bool| Some(TensorDecl::new(self.op.dtype, aligned && dim.is_multiple_of(4)));
         Key {
             source: APPEND,
             entry: "append",

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     Context, DType, Error, Result, TensorView,
     dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
+    texels,
 };
 
 // Must match `Params` in shaders/attention/flash.wgsl (tested).
@@ -43,7 +44,7 @@ struct Params {
     lse_wanted: u32,
     slopes_at: u32,
     sinks_at: u32,
-    unused: u32,
+    never: u32,
 }
 
 // Must match `Params` in shaders/attention/unfused_*.wgsl (tested).
@@ -129,18 +130,29 @@ impl AttentionPlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
+        let (call, table) = self.check(args)?;
+        let textures = match self.texels(ctx, args, call)? {
+            // the driver copies faster than a kernel
+            Some(inputs) if inputs.iter().all(texels::Input::copyable) => {
+                Some([inputs[0].copy(ctx, OP, encoder)?, inputs[1].copy(ctx, OP, encoder)?])
+            }
+            _ => None,
+        };
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some(OP),
             timestamp_writes: None,
         });
-        self.encode_pass(ctx, &mut pass, args)
+        self.record(ctx, &mut pass, args, call, &table, textures)
     }
 
     /// Records the kernels into the caller's compute pass; submits nothing. Nothing is recorded if
     /// an argument is refused.
     ///
     /// Views whose rows do not start at multiples of four elements are read one element at a time,
-    /// by a kernel that the first such call compiles.
+    /// by a kernel that the first such call compiles. On devices that read textures faster than
+    /// buffers ([`Caps::texels`](crate::Caps::texels)), keys and values that many queries read are
+    /// copied into textures, which take as much memory again until the work is done; in a pass a
+    /// kernel has to do it, and [`encode`](Self::encode) is faster.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
@@ -155,6 +167,34 @@ impl AttentionPlan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
+        let (call, table) = self.check(args)?;
+        self.record(ctx, pass, args, call, &table, None)
+    }
+
+    /// Keys and values to be copied into textures, if the plan wants it and they can be.
+    fn texels<'a>(
+        &self,
+        ctx: &Context,
+        args: &AttentionArgs<'a>,
+        call: Variant,
+    ) -> Result<Option<[texels::Input<'a>; 2]>> {
+        let caps = &ctx.caps;
+        if !self.texels || !call.aligned[1] || self.is_empty() {
+            return Ok(None);
+        }
+        let inputs = [args.k.bind(OP, "k", caps)?, args.v.bind(OP, "v", caps)?]
+            .map(|bound| texels::Input::new(caps, &bound.resource));
+        let [Some(k), Some(v)] = inputs else { return Ok(None) };
+        Ok(Some([k, v]))
+    }
+
+    /// Whether there is nothing to write.
+    fn is_empty(&self) -> bool {
+        self.shape.batch == 0 || self.shape.seq_q == 0
+    }
+
+    /// Checks the arguments; which kernels the call needs, and where its sequences lie.
+    fn check(&self, args: &AttentionArgs<'_>) -> Result<(Variant, Table)> {
         let (s, op) = (self.shape, &self.options);
         let kv_dtype = if op.quantized.is_some() { DType::I8 } else { op.dtype };
         args.q.expect(OP, "q", [s.batch, s.seq_q, s.heads, s.head_dim], op.dtype)?;
@@ -241,9 +281,6 @@ impl AttentionPlan {
         let rows = self.tiles.workgroup * self.tiles.queries;
         // also checks that none of a table's parts is given without being planned for
         let table = table::build(op, &s, args, pages, group, rows, self.split)?;
-        if s.batch == 0 || s.seq_q == 0 {
-            return Ok(());
-        }
         let variant = Variant {
             aligned: [
                 args.q.layout.is_multiple_of(4),
@@ -253,11 +290,28 @@ impl AttentionPlan {
             lse: args.lse.is_some(),
             bias_f32: bias.is_some_and(|view| view.dtype == DType::F32),
             metric_aligned: metric.is_none_or(|view| view.layout.is_multiple_of(4)),
+            mask_aligned: visible.is_none_or(|view| view.layout.is_multiple_of(4)),
+            texels: false,
         };
-        if op.algorithm == Algorithm::Unfused {
+        Ok((variant, table))
+    }
+
+    fn record(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: &AttentionArgs<'_>,
+        variant: Variant,
+        table: &Table,
+        textures: Option<[wgpu::TextureView; 2]>,
+    ) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        if self.options.algorithm == Algorithm::Unfused {
             return self.encode_unfused(ctx, pass, args, variant);
         }
-        self.encode_flash(ctx, pass, args, variant, &table)
+        self.encode_flash(ctx, pass, args, variant, table, textures)
     }
 
     fn encode_flash(
@@ -267,10 +321,16 @@ impl AttentionPlan {
         args: &AttentionArgs<'_>,
         variant: Variant,
         table: &Table,
+        textures: Option<[wgpu::TextureView; 2]>,
     ) -> Result<()> {
         let (s, op, caps) = (self.shape, &self.options, &ctx.caps);
+        let inputs = match textures {
+            None => self.texels(ctx, args, variant)?,
+            Some(_) => None,
+        };
+        let texels = textures.is_some() || inputs.is_some();
         let kernels = self
-            .keys(variant)
+            .keys(Variant { texels, ..variant })
             .into_iter()
             .map(|key| ctx.kernel(key))
             .collect::<Result<Vec<_>>>()?;
@@ -335,7 +395,15 @@ impl AttentionPlan {
         params.q = place(&args.q, &q);
         params.k = place(&args.k, &k);
         params.v = place(&args.v, &v);
-        resources.extend([q.resource, k.resource, v.resource]);
+        resources.push(q.resource);
+        let textures = match inputs {
+            Some([k, v]) => Some([k.copy_in_pass(ctx, OP, pass)?, v.copy_in_pass(ctx, OP, pass)?]),
+            None => textures,
+        };
+        match &textures {
+            Some(textures) => resources.extend(textures.iter().map(Resource::TextureView)),
+            None => resources.extend([k.resource, v.resource]),
+        }
 
         // partial results: [part, batch, seq, head, channel] and [part, batch, head, seq, 2]
         let width = s.head_dim_v.next_multiple_of(4);
@@ -559,7 +627,7 @@ mod tests {
         for wgsl in flash.design(&Caps::minimum(), shape).unwrap().wgsl() {
             assert_params(
                 &wgsl,
-                fields!(Params: q k v o lse bias mask k_scale v_scale metric seq_q seq_k head_groups pack left right scale softcap blocks_q groups splits split_keys o_split lse_split items records lse_wanted slopes_at sinks_at unused),
+                fields!(Params: q k v o lse bias mask k_scale v_scale metric seq_q seq_k head_groups pack left right scale softcap blocks_q groups splits split_keys o_split lse_split items records lse_wanted slopes_at sinks_at never),
             );
         }
         for wgsl in unfused.design(&Caps::minimum(), shape).unwrap().wgsl() {

@@ -97,7 +97,7 @@ pub(super) fn key(
     lse: bool,
     Parts { counted, pairs }: Parts,
 ) -> Key {
-    let plain = TensorDecl { dtype: DType::F32, vec4: false };
+    let plain = TensorDecl::new(DType::F32, false);
     Key {
         source: MERGE,
         entry: "merge",
@@ -176,7 +176,7 @@ fn rows(s: &MergeShape) -> u64 {
 impl MergePlan {
     fn key(&self, aligned: [bool; 2], lse: bool) -> Key {
         let whole = self.shape.head_dim_v.is_multiple_of(4);
-        let decl = |dtype, aligned: bool| TensorDecl { dtype, vec4: aligned && whole };
+        let decl = |dtype, aligned: bool| TensorDecl::new(dtype, aligned && whole);
         let decls = [decl(self.op.parts_dtype, aligned[0]), decl(self.op.dtype, aligned[1])];
         key(self.shape.head_dim_v, decls, lse, Parts::default())
     }

@@ -9,6 +9,7 @@ use crate::{
     caps::UNROLLED,
     element::TensorDecl,
     shader::{Key, Source, source},
+    texels,
     tuning::{Tuned, plan_or, refuse},
 };
 
@@ -33,6 +34,8 @@ pub struct AttentionPlan {
     tile_k: u32,
     /// They are staged in a loop.
     stage_rolled: bool,
+    /// Keys and values are better copied into textures.
+    pub(super) texels: bool,
     /// Keys of one part, where keys are shared out.
     pub(super) split: Option<u32>,
 }
@@ -46,12 +49,10 @@ pub(super) struct Variant {
     /// The bias is f32, not the plan's type.
     pub(super) bias_f32: bool,
     pub(super) metric_aligned: bool,
-}
-
-impl Default for Variant {
-    fn default() -> Self {
-        Self { aligned: [true; 3], lse: false, bias_f32: false, metric_aligned: true }
-    }
+    /// Rows of the boolean mask start at multiples of four.
+    pub(super) mask_aligned: bool,
+    /// k and v are read from textures.
+    pub(super) texels: bool,
 }
 
 impl Attention {
@@ -64,7 +65,7 @@ impl Attention {
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
         let plan = self.design_tuned(ctx, shape)?;
-        for key in plan.keys(Variant::default()) {
+        for key in plan.keys(plan.usual()) {
             ctx.kernel(key)?;
         }
         Ok(plan)
@@ -120,7 +121,7 @@ impl Attention {
     pub fn candidates(&self, caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
         let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
         let unrolled = |t: &Tiles| chunks.saturating_mul(t.queries).saturating_mul(t.block_k);
-        let own = self.fit(caps, shape, select_tiles(caps, shape));
+        let own = self.fit(caps, shape, select_tiles(caps, shape, self.texels(caps, shape)));
         let most = caps.unrolled.max(unrolled(&own));
         let mut all = vec![own];
         let block = |t: &Tiles| self.most_block(shape).is_none_or(|most| t.block_k <= most);
@@ -150,7 +151,7 @@ impl Attention {
         let split = self.split_keys(&shape);
         let mut tiles = match self.tiles {
             Some(tiles) => check_tiles(caps, &shape, tiles)?,
-            None => self.fit(caps, &shape, select_tiles(caps, &shape)),
+            None => self.fit(caps, &shape, select_tiles(caps, &shape, self.texels(caps, &shape))),
         };
         if let Some(most) = self.most_block(&shape)
             && (!tiles.block_k.is_power_of_two() || tiles.block_k > most)
@@ -198,6 +199,7 @@ impl Attention {
             lanes,
             tile_k,
             stage_rolled,
+            texels: self.texels(caps, &shape),
             split,
         };
         let [scores, _] = plan.scratch_parts();
@@ -308,6 +310,11 @@ impl Attention {
     fn fit(&self, caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> Tiles {
         let block_k = self.most_block(shape).map_or(tiles.block_k, |most| tiles.block_k.min(most));
         let mut fitted = Tiles { block_k, ..tiles };
+        // four entries of a mask are one word, and its load is dearer than all else there is to a key
+        let wide = shape.head_dim.max(shape.head_dim_v);
+        if self.visible && self.texels(caps, shape) && wide <= 64 && tiles.queries <= 4 {
+            fitted.block_k = 4;
+        }
         // a tile visits the windows of all its rows
         let (left, right) = self.reach();
         let rows = |t: &Tiles| i64::from(t.workgroup) * i64::from(t.queries);
@@ -318,6 +325,21 @@ impl Attention {
             fitted.queries /= 2;
         }
         fitted
+    }
+
+    /// Whether keys and values are better copied into textures, which costs about as much as to read
+    /// them once: where several tiles of rows read them, all of them, as they lie.
+    fn texels(&self, caps: &Caps, shape: &AttentionShape) -> bool {
+        let rows = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1));
+        caps.texels >= texels::ROW
+            && self.algorithm == Algorithm::Flash
+            && self.quantized.is_none()
+            && self.page_size.is_none()
+            && self.split_keys(shape).is_none()
+            && shape.head_dim.is_multiple_of(4)
+            && shape.head_dim_v.is_multiple_of(4)
+            // tiles have 32 rows there, see select_tiles
+            && rows > 64
     }
 
     /// Keys of one part, if keys are shared out. Never a function of the batch or of the number of
@@ -335,7 +357,7 @@ impl Attention {
     /// Tiles that [`Attention::tiles`] accepts for this problem on such a device, the planner's
     /// choice first. Pages allow no `block_k` above their size.
     pub fn supported_tiles(caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
-        let first = select_tiles(caps, shape);
+        let first = select_tiles(caps, shape, Self::default().texels(caps, shape));
         let mut all = vec![first];
         for workgroup in [8, 16, 32, 64, 128, 256] {
             for queries in [1, 2, 4, 8] {
@@ -463,13 +485,14 @@ fn longest(
 ///
 /// On a CPU a register tile of many queries pays for each broadcast or load, and a workgroup of
 /// one subgroup wastes least at a causal edge; on a GPU registers are scarce and one query for
-/// each invocation keeps them. Wide heads take fewer queries.
-fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
+/// each invocation keeps them. Wide heads take fewer queries. Texels are read so fast that a small
+/// text, which stays in the processor's caches, is worth more than keys shared by more queries.
+fn select_tiles(caps: &Caps, shape: &AttentionShape, texels: bool) -> Tiles {
     let wide = shape.head_dim.max(shape.head_dim_v);
     // a compiler that unrolls badly gets little to unroll
     let slow = caps.unrolled < UNROLLED;
     let queries = match (caps.cpu, wide) {
-        (true, ..=64) if !slow => 8,
+        (true, ..=64) if !(slow || texels && caps.tier == Tier::Subgroup) => 8,
         (true, ..=128) => 4,
         (true, ..=256) => 2,
         _ => 1,
@@ -478,7 +501,7 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
         _ if slow => 1 + u32::from(wide <= 32),
         // each key's chunk is a load of its own, and longer blocks save nothing else
         (true, 33..) if caps.tier == Tier::Portable => 1,
-        (true, ..=32) => 4,
+        (true, ..=32) if !texels => 4,
         (true, ..=64) => 2,
         (_, ..=64) => 4,
         (_, ..=256) => 2,
@@ -487,6 +510,7 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape) -> Tiles {
     let widest = caps.subgroup.map_or(32, |(_, max)| max);
     let workgroup = match (caps.cpu, caps.tier) {
         (true, Tier::Subgroup) => widest,
+        (true, Tier::Portable) if texels => 8,
         // rows staged in workgroup memory serve more queries
         (true, Tier::Portable) => 32,
         (false, _) => widest.max(64),
@@ -545,23 +569,34 @@ impl AttentionPlan {
 
     /// The text of each kernel, for aligned views and without LSE.
     pub fn wgsl(&self) -> Vec<String> {
-        self.keys(Variant::default()).iter().map(Key::wgsl).collect()
+        self.keys(self.usual()).iter().map(Key::wgsl).collect()
     }
 
     /// File, entry point and constants of each kernel, for profilers.
     pub fn label(&self) -> String {
-        self.keys(Variant::default()).iter().map(Key::label).collect::<Vec<_>>().join("; ")
+        self.keys(self.usual()).iter().map(Key::label).collect::<Vec<_>>().join("; ")
+    }
+
+    /// What a call is taken to be until one is made: aligned views, no LSE.
+    fn usual(&self) -> Variant {
+        Variant {
+            aligned: [true; 3],
+            lse: false,
+            bias_f32: false,
+            metric_aligned: true,
+            mask_aligned: true,
+            texels: self.texels,
+        }
     }
 
     /// Keys of the kernels, in the order of their dispatches.
     pub(super) fn keys(&self, variant: Variant) -> Vec<Key> {
         let (s, op) = (self.shape, self.options);
         let dtype = op.dtype;
-        let f32_decl =
-            |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
+        let f32_decl = |present: bool| present.then_some(TensorDecl::new(DType::F32, false));
         let number = |x: u32| format!("{x}u");
         if op.algorithm == Algorithm::Unfused {
-            let scalar = |name: &'static str| (name, Some(TensorDecl { dtype, vec4: false }));
+            let scalar = |name: &'static str| (name, Some(TensorDecl::new(dtype, false)));
             let scores = ("scores", f32_decl(true));
             let causal = (op.mask != Mask::None).to_string();
             return vec![
@@ -589,7 +624,7 @@ impl AttentionPlan {
         if self.split.is_some() {
             keys.push(merge::key(
                 s.head_dim_v,
-                [TensorDecl { dtype: DType::F32, vec4: true }, self.output(variant)],
+                [TensorDecl::new(DType::F32, true), self.output(variant)],
                 variant.lse,
                 merge::Parts { counted: op.ragged(), pairs: true },
             ));
@@ -599,38 +634,39 @@ impl AttentionPlan {
 
     fn output(&self, variant: Variant) -> TensorDecl {
         let vec4 = variant.aligned[2] && self.shape.head_dim_v.is_multiple_of(4);
-        TensorDecl { dtype: self.options.dtype, vec4 }
+        TensorDecl::new(self.options.dtype, vec4)
     }
 
     fn flash_key(&self, variant: Variant) -> Key {
         let (s, t, op) = (self.shape, self.tiles, self.options);
-        let f32_decl =
-            |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
+        let f32_decl = |present: bool| present.then_some(TensorDecl::new(DType::F32, false));
         let number = |x: u32| format!("{x}u");
         let split = self.split.is_some();
         let (d4, dv4) = (s.head_dim.div_ceil(4), s.head_dim_v.div_ceil(4));
         let kv_dtype = if op.quantized.is_some() { DType::I8 } else { op.dtype };
         let decl = |dtype, aligned: bool, dim: u32| {
-            Some(TensorDecl { dtype, vec4: aligned && dim.is_multiple_of(4) })
+            Some(TensorDecl::new(dtype, aligned && dim.is_multiple_of(4)))
+        };
+        let rows = |dim| {
+            decl(kv_dtype, variant.aligned[1], dim)
+                .map(|decl| TensorDecl { texels: variant.texels, ..decl })
         };
         let o = match split {
-            true => Some(TensorDecl { dtype: DType::F32, vec4: true }),
+            true => Some(TensorDecl::new(DType::F32, true)),
             false => Some(self.output(variant)),
         };
-        let metric = TensorDecl {
-            dtype: DType::F32,
-            vec4: variant.metric_aligned && s.head_dim.is_multiple_of(4),
-        };
+        let metric =
+            TensorDecl::new(DType::F32, variant.metric_aligned && s.head_dim.is_multiple_of(4));
         let bias_dtype = if variant.bias_f32 { DType::F32 } else { op.dtype };
         let tensors = vec![
             ("q", decl(op.dtype, variant.aligned[0], s.head_dim)),
-            ("k", decl(kv_dtype, variant.aligned[1], s.head_dim)),
-            ("v", decl(kv_dtype, variant.aligned[1], s.head_dim_v)),
+            ("k", rows(s.head_dim)),
+            ("v", rows(s.head_dim_v)),
             ("o", o),
             ("lse", f32_decl(true)),
             ("slopes", f32_decl(op.alibi)),
-            ("bias", op.bias.then_some(TensorDecl { dtype: bias_dtype, vec4: false })),
-            ("mask", op.visible.then_some(TensorDecl { dtype: DType::U8, vec4: false })),
+            ("bias", op.bias.then_some(TensorDecl::new(bias_dtype, false))),
+            ("mask", op.visible.then_some(TensorDecl::new(DType::U8, false))),
             ("sinks", f32_decl(op.sinks)),
             ("k_scale", f32_decl(op.quantized.is_some())),
             ("v_scale", f32_decl(op.quantized.is_some())),
@@ -659,7 +695,8 @@ impl AttentionPlan {
             ("K_REGS", number((t.block_k * d4).div_ceil(lanes))),
             ("V_REGS", number((t.block_k * dv4).div_ceil(lanes))),
             ("TILE_K", number(self.tile_k)),
-            ("STAGED", (!subgroup && self.tile_k > t.block_k).to_string()),
+            // a texel is read as fast as workgroup memory
+            ("STAGED", (!subgroup && !variant.texels && self.tile_k > t.block_k).to_string()),
             ("K_STAGE", number((self.tile_k * d4).div_ceil(t.workgroup))),
             ("V_STAGE", number((self.tile_k * dv4).div_ceil(t.workgroup))),
             ("RIGHT_BOUND", bounded(right).to_string()),
@@ -670,6 +707,11 @@ impl AttentionPlan {
             ("ALIBI", op.alibi.to_string()),
             ("BIAS", op.bias.to_string()),
             ("MASK", op.visible.to_string()),
+            // of at most four keys, all in one word
+            (
+                "MASK_WORDS",
+                (op.visible && variant.mask_aligned && matches!(t.block_k, 2 | 4)).to_string(),
+            ),
             ("SINKS", op.sinks.to_string()),
             ("METRIC", op.metric.to_string()),
             ("RAGGED", op.ragged().to_string()),
@@ -683,6 +725,7 @@ impl AttentionPlan {
             ("SOFT_EXP2", self.cpu.to_string()),
             // a load is a loop over lanes with a dozen blocks: a driver on a CPU compiles few of them
             ("ROLLED", self.cpu.to_string()),
+            ("CUT", variant.texels.to_string()),
             ("STAGE_ROLLED", self.stage_rolled.to_string()),
         ];
         Key { source: FLASH, entry: "flash", spec, tensors }

@@ -166,7 +166,7 @@ impl TriplePlan {
     fn key(&self, aligned: [bool; 3], lse: bool) -> Key {
         let s = self.shape;
         let decl = |aligned: bool, dim: u32| {
-            Some(TensorDecl { dtype: self.op.dtype, vec4: aligned && dim.is_multiple_of(4) })
+            Some(TensorDecl::new(self.op.dtype, aligned && dim.is_multiple_of(4)))
         };
         let (keys, values) = (decl(aligned[0], s.head_dim), decl(aligned[1], s.head_dim_v));
         Key {
@@ -187,7 +187,7 @@ impl TriplePlan {
                 ("v1", values),
                 ("v2", values),
                 ("o", decl(aligned[2], s.head_dim_v)),
-                ("lse", lse.then_some(TensorDecl { dtype: DType::F32, vec4: false })),
+                ("lse", lse.then_some(TensorDecl::new(DType::F32, false))),
             ],
         }
     }

@@ -216,7 +216,7 @@ impl GauntConvolutionPlan {
     }
 
     fn sum_key(&self) -> Key {
-        let decl = Some(TensorDecl { dtype: self.options.dtype, vec4: false });
+        let decl = Some(TensorDecl::new(self.options.dtype, false));
         Key {
             source: SUM,
             entry: "segment_sum",

@@ -148,8 +148,8 @@ impl Fused {
     /// Fills the frame in.
     fn key(&self, v: &Variant) -> Key {
         let (mut bindings, mut load, mut store) = (String::new(), String::new(), String::new());
-        let mut tensors = vec![("z", Some(TensorDecl { dtype: self.dtype, vec4: v.store4 }))];
-        let scalar = |dtype| Some(TensorDecl { dtype, vec4: false });
+        let mut tensors = vec![("z", Some(TensorDecl::new(self.dtype, v.store4)))];
+        let scalar = |dtype| Some(TensorDecl::new(dtype, false));
         for (i, (&lmax, input)) in self.program.lmax.iter().zip(&v.inputs).enumerate() {
             let InputVariant { load: mode, dtype, weight, gather } = *input;
             if mode == Load::Scalar {

@@ -203,15 +203,14 @@ impl SphericalHarmonicsPlan {
     }
 
     fn key(&self, vec4: bool, weighted: bool) -> Key {
-        let scalar =
-            |present: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4: false });
+        let scalar = |present: bool| present.then_some(TensorDecl::new(DType::F32, false));
         Key {
             source: Source { path: FRAME.path, text: self.text[usize::from(vec4)] },
             entry: "harmonics",
             spec: vec![("WORKGROUP", format!("{WORKGROUP}u")), ("WEIGHTED", weighted.to_string())],
             tensors: vec![
                 ("r", scalar(true)),
-                ("y", Some(TensorDecl { dtype: self.options.dtype, vec4 })),
+                ("y", Some(TensorDecl::new(self.options.dtype, vec4))),
                 ("weight", scalar(weighted)),
             ],
         }

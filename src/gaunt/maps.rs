@@ -103,7 +103,7 @@ pub(crate) struct Rows<'a> {
 }
 
 fn decl(dtype: DType) -> TensorDecl {
-    TensorDecl { dtype, vec4: false }
+    TensorDecl::new(dtype, false)
 }
 
 fn place<const N: usize>(view: &TensorView<'_, N>, bound: &Bound<'_>) -> [u32; 4] {

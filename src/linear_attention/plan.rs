@@ -257,22 +257,20 @@ impl Design {
         ];
         let rows4 = s.key_dim.is_multiple_of(4);
         let columns4 = s.value_dim.is_multiple_of(4);
-        let io =
-            |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: op.dtype, vec4 });
-        let f32s =
-            |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4 });
+        let io = |present: bool, vec4: bool| present.then_some(TensorDecl::new(op.dtype, vec4));
+        let f32s = |present: bool, vec4: bool| present.then_some(TensorDecl::new(DType::F32, vec4));
         let gated = role.writes && op.decay != Decay::None;
         // per-head decays are the plan's own table
         let gate = |vec4: bool| match op.decay {
             Decay::PerHead(_) => f32s(gated, false),
-            _ => gated.then_some(TensorDecl { dtype: op.gate_dtype, vec4 }),
+            _ => gated.then_some(TensorDecl::new(op.gate_dtype, vec4)),
         };
         let mut tensors = vec![
             ("v", io(role.writes, columns4 && aligned.v)),
             (
                 "beta",
                 (role.writes && op.update != Update::Add)
-                    .then_some(TensorDecl { dtype: op.gate_dtype, vec4: false }),
+                    .then_some(TensorDecl::new(op.gate_dtype, false)),
             ),
             ("o", io(role.reads, columns4 && aligned.o)),
             ("z", f32s(norm, false)),
@@ -351,8 +349,7 @@ impl Design {
         stores: bool,
         vec4: bool,
     ) -> Key {
-        let f32s =
-            |present: bool, vec4: bool| present.then_some(TensorDecl { dtype: DType::F32, vec4 });
+        let f32s = |present: bool, vec4: bool| present.then_some(TensorDecl::new(DType::F32, vec4));
         let decays = self.options.decay != Decay::None;
         Key {
             source: PASS,
@@ -384,7 +381,7 @@ impl Design {
                 ("V", number(columns)),
                 ("V4", number(columns.div_ceil(4))),
             ],
-            tensors: vec![("state", Some(TensorDecl { dtype: DType::F32, vec4 }))],
+            tensors: vec![("state", Some(TensorDecl::new(DType::F32, vec4)))],
         }
     }
 
@@ -401,8 +398,8 @@ impl Design {
                 ("ZERO", zero.to_string()),
             ],
             tensors: vec![
-                ("src", (!zero).then_some(TensorDecl { dtype: DType::F32, vec4: src4 && even })),
-                ("dst", Some(TensorDecl { dtype: DType::F32, vec4: dst4 && even })),
+                ("src", (!zero).then_some(TensorDecl::new(DType::F32, src4 && even))),
+                ("dst", Some(TensorDecl::new(DType::F32, dst4 && even))),
             ],
         }
     }

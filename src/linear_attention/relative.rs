@@ -286,7 +286,7 @@ impl RelativeAttentionPlan {
     /// Of features, circulants, columns, the product of spectra, and the contraction.
     fn keys(&self) -> [Key; 5] {
         let random = matches!(self.options.features, RelativeFeatures::Random(_));
-        let decl = |dtype| Some(TensorDecl { dtype, vec4: false });
+        let decl = |dtype| Some(TensorDecl::new(dtype, false));
         let (element, single) = (decl(self.options.dtype), decl(DType::F32));
         let key = |source, entry, flag: Option<(&'static str, bool)>, tensors| {
             let mut spec = vec![("WORKGROUP", format!("{WORKGROUP}u"))];

@@ -461,10 +461,10 @@ impl<const D: usize> NeighborhoodPlan<D> {
         let dtype = self.op.dtype;
         let number = |x: u32| format!("{x}u");
         let decl = |name: &'static str, aligned: bool, dim: u32| {
-            (name, Some(TensorDecl { dtype, vec4: aligned && dim.is_multiple_of(4) }))
+            (name, Some(TensorDecl::new(dtype, aligned && dim.is_multiple_of(4))))
         };
         let scalar = |name: &'static str, present: bool| {
-            (name, present.then_some(TensorDecl { dtype: DType::F32, vec4: false }))
+            (name, present.then_some(TensorDecl::new(DType::F32, false)))
         };
         let extra = |(name, decl): (&'static str, Option<TensorDecl>)| {
             (name, decl.filter(|_| s.extra_tokens > 0))
