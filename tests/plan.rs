@@ -94,11 +94,37 @@ fn attention_options() -> Vec<Attention> {
     all
 }
 
+/// Blocks of keys, and with them the bits of a row, do not depend on how many rows there are: packed
+/// sequences are rows of one problem.
+#[test]
+fn blocks_do_not_depend_on_the_rows() {
+    for tier in [Tier::Portable, Tier::Subgroup] {
+        for (cpu, texels) in [(true, 8192), (true, 0), (false, 0)] {
+            let caps = Caps { tier, cpu, texels, subgroup: Some((8, 8)), ..Caps::minimum() };
+            for head_dim in [4, 32, 40, 64, 96, 128, 256, 512] {
+                for visible in [false, true] {
+                    let op = Attention { visible, split: Split::Never, ..Default::default() };
+                    let block = |rows| {
+                        let shape = AttentionShape::self_attention(1, rows, 2, head_dim);
+                        op.design(&caps, shape).unwrap().tiles().block_k
+                    };
+                    for rows in [2, 33, 64, 65, 1000, 100_000] {
+                        assert_eq!(block(rows), block(1), "{tier}, {cpu}, {texels}, {head_dim}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn every_attention_option_compiles_and_is_uniform() {
     let ctx = noop();
-    for tier in [Tier::Portable, Tier::Subgroup] {
+    for (tier, texels) in
+        [(Tier::Portable, 0), (Tier::Portable, 8192), (Tier::Subgroup, 0), (Tier::Subgroup, 8192)]
+    {
         let ctx = ctx.with_tier(tier).unwrap();
+        let ctx = ctx.with_caps(Caps { texels, ..ctx.caps.clone() });
         for options in attention_options() {
             for dims in [[64, 64], [7, 5]] {
                 let shape = AttentionShape {

@@ -308,13 +308,14 @@ impl Attention {
 
     /// Tiles whose blocks of keys fit pages, scales and parts, and that see few rows as few.
     fn fit(&self, caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> Tiles {
-        let block_k = self.most_block(shape).map_or(tiles.block_k, |most| tiles.block_k.min(most));
-        let mut fitted = Tiles { block_k, ..tiles };
-        // four entries of a mask are one word, and its load is dearer than all else there is to a key
+        let mut fitted = tiles;
+        // four entries of a mask are one word, whose load is dearer than all else there is to a key
         let wide = shape.head_dim.max(shape.head_dim_v);
-        if self.visible && self.texels(caps, shape) && wide <= 64 && tiles.queries <= 4 {
+        if self.visible && caps.texels >= texels::ROW && wide <= 64 {
             fitted.block_k = 4;
+            fitted.queries = fitted.queries.min(4);
         }
+        fitted.block_k = self.most_block(shape).unwrap_or(u32::MAX).min(fitted.block_k);
         // a tile visits the windows of all its rows
         let (left, right) = self.reach();
         let rows = |t: &Tiles| i64::from(t.workgroup) * i64::from(t.queries);
@@ -487,12 +488,12 @@ fn longest(
 /// one subgroup wastes least at a causal edge; on a GPU registers are scarce and one query for
 /// each invocation keeps them. Wide heads take fewer queries. Texels are read so fast that a small
 /// text, which stays in the processor's caches, is worth more than keys shared by more queries.
-fn select_tiles(caps: &Caps, shape: &AttentionShape, texels: bool) -> Tiles {
+fn select_tiles(caps: &Caps, shape: &AttentionShape, in_texels: bool) -> Tiles {
     let wide = shape.head_dim.max(shape.head_dim_v);
     // a compiler that unrolls badly gets little to unroll
     let slow = caps.unrolled < UNROLLED;
     let queries = match (caps.cpu, wide) {
-        (true, ..=64) if !(slow || texels && caps.tier == Tier::Subgroup) => 8,
+        (true, ..=64) if !(slow || in_texels && caps.tier == Tier::Subgroup) => 8,
         (true, ..=128) => 4,
         (true, ..=256) => 2,
         _ => 1,
@@ -501,7 +502,9 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape, texels: bool) -> Tiles {
         _ if slow => 1 + u32::from(wide <= 32),
         // each key's chunk is a load of its own, and longer blocks save nothing else
         (true, 33..) if caps.tier == Tier::Portable => 1,
-        (true, ..=32) if !texels => 4,
+        // whether or not this problem's keys are texels: a row's bits must not depend on how many
+        // rows there are
+        (true, ..=32) if caps.texels < texels::ROW => 4,
         (true, ..=64) => 2,
         (_, ..=64) => 4,
         (_, ..=256) => 2,
@@ -510,7 +513,7 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape, texels: bool) -> Tiles {
     let widest = caps.subgroup.map_or(32, |(_, max)| max);
     let workgroup = match (caps.cpu, caps.tier) {
         (true, Tier::Subgroup) => widest,
-        (true, Tier::Portable) if texels => 8,
+        (true, Tier::Portable) if in_texels => 8,
         // rows staged in workgroup memory serve more queries
         (true, Tier::Portable) => 32,
         (false, _) => widest.max(64),
