@@ -1126,6 +1126,24 @@ fn cut_for_a_gpu() {
     }
 }
 
+/// Where rows of a mask start at whole words, a block's entries are one word of it.
+#[test]
+fn masks_read_by_words() {
+    for (d, device) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 3);
+        let workgroup = device.ctx.caps.subgroup.map_or(32, |(_, max)| max);
+        for (keys, block_k) in [(4, 4), (40, 2), (44, 4), (60, 2), (64, 4)] {
+            let tiles = Some(Tiles { workgroup, queries: 2, block_k });
+            let op = Attention { visible: true, tiles, ..Default::default() };
+            let s = shape(2, [37, keys], [4, 2], [12, 8]);
+            if deal.takes() {
+                assert!(op.plan(&device.ctx, s).unwrap().wgsl()[0].contains("let seen = mask["));
+                Problem::new(s, op).check(device, &mut Rng(33));
+            }
+        }
+    }
+}
+
 /// Keys and values read from textures give the bits that buffers give: rows of texels whole and in
 /// part, views that start in the middle of a buffer, heads first, every element type; and where
 /// nothing can be copied, buffers are read.
