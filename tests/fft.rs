@@ -174,10 +174,10 @@ fn fresh(ctx: &Context) -> Context {
 }
 
 /// Which of many lengths to try on device `d`: the shortest on all, the others in turn, and of those
-/// above 64, each of which is a kernel to compile, a scattered third unless there is time.
+/// above 64, each of which is a kernel to compile, a scattered sixth unless there is time.
 fn in_turn(d: usize, n: u32) -> bool {
     let scattered = n.wrapping_mul(2_654_435_761) >> 16;
-    let sampled = common::slow() || n <= 64 || scattered.is_multiple_of(3);
+    let sampled = common::slow() || n <= 64 || scattered.is_multiple_of(6);
     n <= 16 || (sampled && common::in_turn(d, n, 31))
 }
 
