@@ -29,7 +29,7 @@ impl std::fmt::Display for Clock {
     }
 }
 
-/// How long a pass took.
+/// How long recorded work took.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
     /// Seconds for one repetition.

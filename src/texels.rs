@@ -26,7 +26,7 @@ struct Params {
 }
 
 /// The kernel that copies.
-pub(crate) fn key() -> Key {
+fn key() -> Key {
     Key {
         source: COPY,
         entry: "copy_texels",

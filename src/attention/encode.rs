@@ -296,6 +296,7 @@ impl AttentionPlan {
         Ok((variant, table))
     }
 
+    /// Records a checked call, with `textures` of the keys and values where they have been copied.
     fn record(
         &self,
         ctx: &Context,
@@ -311,18 +312,6 @@ impl AttentionPlan {
         if self.options.algorithm == Algorithm::Unfused {
             return self.encode_unfused(ctx, pass, args, variant);
         }
-        self.encode_flash(ctx, pass, args, variant, table, textures)
-    }
-
-    fn encode_flash(
-        &self,
-        ctx: &Context,
-        pass: &mut wgpu::ComputePass<'_>,
-        args: &AttentionArgs<'_>,
-        variant: Variant,
-        table: &Table,
-        textures: Option<[wgpu::TextureView; 2]>,
-    ) -> Result<()> {
         let (s, op, caps) = (self.shape, &self.options, &ctx.caps);
         let inputs = match textures {
             None => self.texels(ctx, args, variant)?,
@@ -395,15 +384,7 @@ impl AttentionPlan {
         params.q = place(&args.q, &q);
         params.k = place(&args.k, &k);
         params.v = place(&args.v, &v);
-        resources.push(q.resource);
-        let textures = match inputs {
-            Some([k, v]) => Some([k.copy_in_pass(ctx, OP, pass)?, v.copy_in_pass(ctx, OP, pass)?]),
-            None => textures,
-        };
-        match &textures {
-            Some(textures) => resources.extend(textures.iter().map(Resource::TextureView)),
-            None => resources.extend([k.resource, v.resource]),
-        }
+        resources.extend([q.resource, k.resource, v.resource]);
 
         // partial results: [part, batch, seq, head, channel] and [part, batch, head, seq, 2]
         let width = s.head_dim_v.next_multiple_of(4);
@@ -486,6 +467,14 @@ impl AttentionPlan {
         };
         resources.extend(table_buffer.as_ref().map(wgpu::Buffer::as_entire_binding));
         let grid = fold(OP, groups, caps)?;
+        // last of all, for nothing is recorded if an argument is refused
+        let textures = match inputs {
+            Some([k, v]) => Some([k.copy_in_pass(ctx, OP, pass)?, v.copy_in_pass(ctx, OP, pass)?]),
+            None => textures,
+        };
+        if let Some(textures) = &textures {
+            resources.splice(1..3, textures.iter().map(Resource::TextureView));
+        }
         dispatch(ctx, pass, OP, &kernels[0], bytemuck::bytes_of(&params), &resources, grid)?;
 
         let Some([o_parts, lse_parts]) = partial else { return Ok(()) };
