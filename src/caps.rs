@@ -138,7 +138,10 @@ impl Caps {
             matrix_shapes: Vec::new(),
             loop_trips: if old { 60_000 } else { u64::MAX },
             unrolled: if info.name.contains("SwiftShader") { 64 } else { UNROLLED },
-            texels: if old { limits.max_texture_dimension_2d } else { 0 },
+            texels: match old && limits.max_storage_textures_per_shader_stage >= 3 {
+                true => limits.max_texture_dimension_2d,
+                false => 0,
+            },
             cpu: info.device_type == wgpu::DeviceType::Cpu,
         }
     }

@@ -13,7 +13,10 @@
 
 use half::{bf16, f16};
 
-use crate::{Error, texels::ROW};
+use crate::{
+    Error,
+    texels::{self, ROW},
+};
 
 /// Element type of a tensor in memory. Sums are f32 whatever it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -322,17 +325,30 @@ impl TensorDecl {
         )
     }
 
-    /// [`wgsl`](Self::wgsl) for sixteen bytes to a texel.
+    /// [`wgsl`](Self::wgsl) for sixteen bytes to a texel; 16-bit rows are whole texels, and besides
+    /// `NAME_texel(i)` and `NAME_half(t, 0u or 1u)` give both halves of one load.
+    ///
+    /// Storage textures, as their loads know no mip levels: llvmpipe looks a sampled texture's up for
+    /// every lane.
     fn texels_wgsl(self, name: &str, index: u32) -> String {
-        let (elements, load4) = match self.dtype {
-            DType::F32 => (4u32, "bitcast<vec4<f32>>(t)".to_owned()),
-            _ => (8, format!("{}(select(t.xy, t.zw, (i & 4u) != 0u))", self.decode4())),
+        let elements = texels::elements(self.dtype);
+        let (load4, half) = match elements {
+            4 => ("bitcast<vec4<f32>>(t)".to_owned(), String::new()),
+            _ => (
+                format!("{name}_half(t, i >> 2u)"),
+                format!(
+                    "fn {name}_half(t: vec4<u32>, half: u32) -> vec4<f32> {{ return {}(select(t.xy, t.zw, (half & 1u) != 0u)); }} ",
+                    self.decode4()
+                ),
+            ),
         };
         let (mask, texel, row) = (ROW - 1, elements.ilog2(), (elements * ROW).ilog2());
         format!(
-            "@group(0) @binding({index}) var {name}: texture_2d<u32>; \
+            "@group(0) @binding({index}) var {name}: texture_storage_2d<rgba32uint, read>; \
+             fn {name}_texel(i: u32) -> vec4<u32> {{ return textureLoad({name}, vec2<u32>((i >> {texel}u) & {mask}u, i >> {row}u)); }} \
+             {half}\
              fn {name}_load(i: u32) -> f32 {{ return {name}_load4(i)[i & 3u]; }} \
-             fn {name}_load4(i: u32) -> vec4<f32> {{ let t = textureLoad({name}, vec2<u32>((i >> {texel}u) & {mask}u, i >> {row}u), 0); return {load4}; }} \
+             fn {name}_load4(i: u32) -> vec4<f32> {{ let t = {name}_texel(i); return {load4}; }} \
              fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ return {name}_load4(i); }}"
         )
     }

@@ -4,7 +4,8 @@
 //! puts one word at a time into a vector, by way of memory where the processor has no masks for
 //! vectors; a texel is fetched for all lanes without a loop. A texture here is the bound part of a
 //! buffer, byte for byte, sixteen bytes to a texel and [`ROW`] texels to a row, so that a kernel
-//! indexes it as it would the buffer.
+//! indexes it as it would the buffer. It is bound as a storage texture: a sampled one has mip
+//! levels, which llvmpipe looks up for every lane.
 
 use crate::{
     Caps, Context, Result,
@@ -15,6 +16,15 @@ use crate::{
 
 /// Texels in a row of such a texture. A power of two.
 pub(crate) const ROW: u32 = 4096;
+
+/// Elements in a texel.
+pub(crate) fn elements(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 4,
+        DType::F16 | DType::BF16 => 8,
+        DType::I8 | DType::U8 => 16,
+    }
+}
 
 const COPY: Source = source!("texels.wgsl");
 
@@ -61,7 +71,7 @@ impl<'a> Input<'a> {
         &self,
         ctx: &Context,
         op: &'static str,
-        filled: wgpu::TextureUsages,
+        filled_by: wgpu::TextureUsages,
     ) -> Result<wgpu::Texture> {
         let height = self.texels.div_ceil(ROW);
         let bytes = 16 * u64::from(ROW) * u64::from(height);
@@ -73,7 +83,7 @@ impl<'a> Input<'a> {
                 sample_count: 1,
                 dimension: wgpu::TextureDimension::D2,
                 format: wgpu::TextureFormat::Rgba32Uint,
-                usage: wgpu::TextureUsages::TEXTURE_BINDING | filled,
+                usage: wgpu::TextureUsages::STORAGE_BINDING | filled_by,
                 view_formats: &[],
             })
         })
@@ -122,7 +132,7 @@ impl<'a> Input<'a> {
         op: &'static str,
         pass: &mut wgpu::ComputePass<'_>,
     ) -> Result<wgpu::TextureView> {
-        let texture = self.texture(ctx, op, wgpu::TextureUsages::STORAGE_BINDING)?;
+        let texture = self.texture(ctx, op, wgpu::TextureUsages::empty())?;
         let view =
             ctx.guard(op, None, || texture.create_view(&wgpu::TextureViewDescriptor::default()))?;
         let params = Params { texels: self.texels };

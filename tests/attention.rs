@@ -1103,6 +1103,111 @@ fn seventy_thousand_keys() {
     }
 }
 
+/// Scores that rise, fall, start far below or jump, so that the reference of the weights has to move,
+/// for some rows and not for their neighbours, whose bits must not change for it.
+#[test]
+fn scores_far_from_each_other() {
+    let patterns: [(&str, fn(u32) -> f32); 6] = [
+        ("rising", |j| 1.7 * j as f32),
+        ("falling", |j| -1.7 * j as f32),
+        ("low", |j| -300.0 + (j % 7) as f32 * 0.3),
+        ("low, then high", |j| if j < 150 { -150.0 } else { 150.0 }),
+        ("high, then low", |j| if j < 150 { 150.0 } else { -150.0 }),
+        ("jumping", |j| (j * 37 % 101) as f32 * 2.0 - 100.0),
+    ];
+    let base = Attention { scale: Some(1.0), ..Default::default() };
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 2);
+        // no texture is so small: the same text reads buffers
+        let buffers = ctx.with_caps(Caps { texels: 1, ..ctx.caps.clone() });
+        for (pattern, score) in patterns {
+            for (rows, op) in [
+                (70, base),
+                (70, Attention { mask: BOTTOM_RIGHT, sinks: true, ..base }),
+                (70, Attention { window: Window { left: Some(9), right: Some(1) }, ..base }),
+                (33, Attention { split: Split::Keys(64), ..base }),
+                // parts that a row sees nothing of
+                (130, Attention { split: Split::Keys(64), mask: TOP_LEFT, ..base }),
+            ] {
+                if !deal.takes() {
+                    continue;
+                }
+                let s = shape(1, [rows, 300], [1, 1], [8, 8]);
+                let mut rng = Rng(41);
+                let mut k = rng.vec(300 * 8);
+                for (j, row) in k.chunks_mut(8).enumerate() {
+                    row[0] = score(j as u32);
+                }
+                let v = rng.vec(300 * 8);
+                let noise = rng.vec(rows as usize * 8);
+                let queries = |factor: fn(usize) -> f32| -> Vec<f32> {
+                    let row = |(r, x): (usize, &[f32])| [&[factor(r)], &x[1..]].concat();
+                    noise.chunks(8).enumerate().flat_map(row).collect()
+                };
+                let mixed = queries(|r| [0.997, 0.01, -1.003, 0.0, 0.3][r % 5]);
+                // the same for every fifth row
+                let calm = queries(|r| if r % 5 == 0 { 0.997 } else { 0.01 });
+                let up = |x: &[f32], n: u32| Tensor::upload(ctx, [1, n, 1, 8], x).unwrap();
+                let (tk, tv) = (up(&k, 300), up(&v, 300));
+                let sinks = Tensor::upload(ctx, [1], &[3.0f32]).unwrap();
+                let run_on = |ctx: &Context, q: &[f32]| {
+                    let plan = op.plan(ctx, s).unwrap();
+                    let tq = up(q, rows);
+                    let out = Guarded::new(ctx, Layout::contiguous([1, rows, 1, 8]), DType::F32);
+                    let lse = Guarded::new(ctx, Layout::contiguous([1, 1, rows]), DType::F32);
+                    let scratch = scratch(ctx, plan.scratch_bytes());
+                    let args = AttentionArgs {
+                        sinks: op.sinks.then_some(sinks.view()),
+                        lse: Some(lse.view()),
+                        scratch: (plan.scratch_bytes() > 0).then_some(&scratch),
+                        ..AttentionArgs::new(tq.view(), tk.view(), tv.view(), out.view())
+                    };
+                    run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+                    [out.read(ctx), lse.read(ctx)]
+                };
+                let inputs = Inputs {
+                    q: mixed.clone(),
+                    k: k.clone(),
+                    v: v.clone(),
+                    sinks: vec![3.0],
+                    ..Default::default()
+                };
+                let (want, want_lse) = inputs.reference(&s, &op);
+                let plain = rel_rms(&inputs.plain(&s, &op), &want);
+                let message = format!("{name}, {pattern}, {rows} rows, {op:?}");
+                for ctx in [ctx, &buffers] {
+                    let [got, lse] = run_on(ctx, &mixed);
+                    let error = rel_rms(&got, &want);
+                    assert!(error <= 2.0 * plain.max(1.2e-7), "{message}: {error:e}, {plain:e}");
+                    let error = rel_rms(&lse, &want_lse);
+                    assert!(error < 1e-6, "{message}: LSE {error:e}");
+                    let [other, _] = run_on(ctx, &calm);
+                    for r in (0..rows as usize).step_by(5) {
+                        let row = r * 8..r * 8 + 8;
+                        assert_eq!(other[row.clone()], got[row], "{message}: row {r} alone");
+                    }
+                }
+            }
+        }
+        // every block moves the reference: as many loop trips as there can be, and too many for it
+        for keys in [39_000, 60_000] {
+            let s = shape(1, [3, keys], [1, 1], [4, 4]);
+            let k: Vec<f32> = (0..keys).flat_map(|j| [17.0 * j as f32, 0.0, 0.0, 0.0]).collect();
+            let v = Rng(42).vec(keys as usize * 4);
+            let up = |x: &[f32], n: u32| Tensor::upload(ctx, [1, n, 1, 4], x).unwrap();
+            let (tq, tk, tv) = (up(&[1.0, 0.0, 0.0, 0.0].repeat(3), 3), up(&k, keys), up(&v, keys));
+            let out = Guarded::new(ctx, Layout::contiguous([1, 3, 1, 4]), DType::F32);
+            let op = Attention { split: Split::Never, ..base };
+            let args = AttentionArgs::new(tq.view(), tk.view(), tv.view(), out.view());
+            run(ctx, |e| op.plan(ctx, s).unwrap().encode(ctx, e, &args)).unwrap();
+            // e^-17 is 4e-8
+            let want = to_f64(&v[v.len() - 4..].repeat(3));
+            let error = rel_rms(&out.read(ctx), &want);
+            assert!(error < 1e-6, "{name}, {keys} rising keys: {error:e}");
+        }
+    }
+}
+
 /// Kernels as a GPU gets them, on whatever is here: loads and stores written out, the device's own
 /// exp2, one query to an invocation.
 #[test]
@@ -1144,16 +1249,17 @@ fn masks_read_by_words() {
     }
 }
 
-/// Keys and values read from textures give the bits that buffers give: rows of texels whole and in
-/// part, views that start in the middle of a buffer, heads first, every element type; also where only
-/// a kernel may copy, and where a buffer ends within a texel and is read as it is.
+/// Queries, keys and values read from textures give the bits that buffers give: rows of texels whole
+/// and in part, views that start in the middle of a buffer, heads first, every element type; also where
+/// only a kernel may copy, and where rows begin within a texel and are read as they are.
 #[test]
 fn texels_are_the_buffers() {
     for (d, Device { name, ctx }) in devices().iter().enumerate() {
         let mut deal = Deal::new(d, 2);
         let size = ctx.device.limits().max_texture_dimension_2d;
         let with = |texels| ctx.with_caps(Caps { texels, ..ctx.caps.clone() });
-        let (textures, buffers) = (with(size), with(0));
+        // too small for any texture
+        let (textures, buffers) = (with(size), with(1));
         let tiles = Some(Tiles {
             workgroup: ctx.caps.subgroup.map_or(8, |(_, max)| max),
             queries: 1,
@@ -1168,8 +1274,7 @@ fn texels_are_the_buffers() {
             // 35,000 blocks, near the 60,000 trips that an old llvmpipe's loops are trusted with
             (65, 70_000, 1, [4, 4], DType::F32, Mask::None),
             (65, 3, 1, [4, 8], DType::F32, Mask::None),
-            // ends within a texel
-            (65, 3, 1, [4, 4], DType::F16, Mask::None),
+            (65, 5, 1, [24, 8], DType::F16, Mask::None),
             (65, 0, 1, [4, 8], DType::F32, Mask::None),
         ] {
             if !deal.takes() {
@@ -1181,7 +1286,7 @@ fn texels_are_the_buffers() {
             // k starts in the middle and has its heads first, v has gaps between its rows
             let q_layout = Layout::contiguous([1, rows, heads, dims[0]]);
             let k_layout = Layout::contiguous([1, heads, keys, dims[0]]).permuted([0, 2, 1, 3]);
-            let k_layout = k_layout.with_offset(12);
+            let k_layout = k_layout.with_offset(24);
             let v_layout = Layout::contiguous([1, keys, heads + 1, dims[1]]);
             let v_layout = Layout { shape: [1, keys, heads, dims[1]], ..v_layout };
             let mut random = |layout: Layout<4>| {
@@ -1204,7 +1309,12 @@ fn texels_are_the_buffers() {
             })
             .unwrap();
             let v_fixed = TensorView { buffer: &fixed, ..v };
-            let bits = |ctx: &Context, v, in_pass: bool| {
+            // eight bytes on: no whole texel
+            let k_within = match dtype {
+                DType::F32 => k,
+                _ => TensorView { layout: k_layout.with_offset(20), ..k },
+            };
+            let bits = |ctx: &Context, k, v, in_pass: bool| {
                 let out = Guarded::new(ctx, Layout::contiguous([1, rows, heads, dims[1]]), dtype);
                 let args = AttentionArgs::new(q, k, v, out.view());
                 let plan = op.plan(ctx, s).unwrap();
@@ -1217,12 +1327,17 @@ fn texels_are_the_buffers() {
                 .unwrap();
                 out.read(ctx).into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
-            let want = bits(&buffers, v, false);
+            let want = bits(&buffers, k, v, false);
             let message = format!("{name}, {rows} rows, {keys} keys, {dtype}");
-            assert!(op.plan(&textures, s).unwrap().wgsl()[0].contains("texture_2d"), "{message}");
-            assert!(bits(&textures, v, false) == want, "{message}, textures");
-            assert!(bits(&textures, v, true) == want, "{message}, in a pass");
-            assert!(bits(&textures, v_fixed, false) == want, "{message}, not to be copied");
+            assert!(
+                op.plan(&textures, s).unwrap().wgsl()[0].contains("texture_storage_2d"),
+                "{message}"
+            );
+            assert!(bits(&textures, k, v, false) == want, "{message}, textures");
+            assert!(bits(&textures, k, v, true) == want, "{message}, in a pass");
+            assert!(bits(&textures, k, v_fixed, false) == want, "{message}, not to be copied");
+            let within = bits(&buffers, k_within, v, false);
+            assert!(bits(&textures, k_within, v, false) == within, "{message}, within a texel");
         }
     }
 }

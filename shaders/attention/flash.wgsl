@@ -23,6 +23,11 @@ const SUBGROUP: bool = true; // @spec
 const LANES: u32 = 8u; // @spec
 const K_REGS: u32 = 8u; // @spec
 const V_REGS: u32 = 8u; // @spec
+// chunks of four channels that one load brings: two where k and v are texels of eight elements
+const LOAD: u32 = 1u; // @spec
+const K_LOADS: u32 = 8u; // @spec
+const V_LOADS: u32 = 8u; // @spec
+const PAIRS: bool = false; // @spec
 const TILE_K: u32 = 32u; // @spec
 const STAGED: bool = true; // @spec
 // vec4s that one invocation stages
@@ -63,9 +68,17 @@ const PASSES: u32 = 4u; // @spec
 const ROLLED: bool = false; // @spec
 // keys and values are staged in a loop, for the same reason
 const STAGE_ROLLED: bool = false; // @spec
-// A load that never happens ends a basic block in Mesa's llvmpipe; else the loop is one, and LLVM's
+// A store that never happens ends a basic block in Mesa's llvmpipe; else the loop is one, and LLVM's
 // time to put its thousands of instructions' variables into registers grows with its square.
 const CUT: bool = false; // @spec
+// Another after the dot products, which LLVM else orders by what is done with each score later: all
+// keys for one query after the other, every broadcast by way of memory.
+const CUT_SCORES: bool = false; // @spec
+// Weights are relative to a reference, not to the running maximum: 0 until a row's first scores are
+// more than BELOW under it, or any more than ABOVE over it. Outputs are rescaled a few times in all,
+// mostly never, instead of at every block; the division by the sum leaves nothing of the reference. A
+// block that moves it is scored twice.
+const LAZY: bool = false; // @spec
 // indices of unrolled blocks
 const P: u32 = 0u;
 const C: u32 = 0u;
@@ -150,6 +163,12 @@ var<workgroup> v_tile: array<vec4<f32>, STAGE * TILE_K * DV4 + 1u - STAGE>;
 const HIDDEN: f32 = -1e30;
 // the least that a score counts for, above HIDDEN
 const LEAST: f32 = -1e29;
+// How far scores, in base 2, may be from the reference, and how far it is set above the score that
+// moves it, for the sake of scores that keep rising. A weight of 2^-BELOW still counts 2^52 times as
+// much as the least that `weight` gives.
+const ABOVE: f32 = 16.0;
+const BELOW: f32 = 48.0;
+const AHEAD: f32 = 32.0;
 const LOG2_E: f32 = 1.4426950408889634;
 
 @compute @workgroup_size(WORKGROUP)
@@ -281,7 +300,11 @@ fn flash(
     var l: array<f32, QUERIES>;
     var acc: array<vec4<f32>, QUERIES * DV4>;
     // @unroll I QUERIES
+    // @if LAZY
+    m[I] = 0.0;
+    // @else
     m[I] = HIDDEN;
+    // @end
     l[I] = 0.0;
     // @if SINKS
     // one more logit, of a key without value; it belongs to the first split
@@ -316,21 +339,44 @@ fn flash(
     // @if SUBGROUP
     // where this lane's chunks of the first block lie, and the same chunk of the last row: rows
     // past the end repeat it. Written out of the loop by hand, for drivers that leave such in.
-    var k_first: array<u32, K_REGS>;
-    var k_last: array<u32, K_REGS>;
-    // @unroll R K_REGS
-    k_first[R] = k_base + row_of(R * LANES + lane, D4) * params.k.y + chunk_of(R * LANES + lane, D4);
-    k_last[R] = k_base + (seq_k - 1u) * params.k.y + chunk_of(R * LANES + lane, D4);
+    var k_first: array<u32, K_LOADS>;
+    var k_last: array<u32, K_LOADS>;
+    // @unroll R K_LOADS
+    k_first[R] = k_base + row_of((R * LANES + lane) * LOAD, D4) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
+    k_last[R] = k_base + (seq_k - 1u) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
     // @end
-    var v_first: array<u32, V_REGS>;
-    var v_last: array<u32, V_REGS>;
-    // @unroll R V_REGS
-    v_first[R] = v_base + row_of(R * LANES + lane, DV4) * params.v.y + chunk_of(R * LANES + lane, DV4);
-    v_last[R] = v_base + (seq_k - 1u) * params.v.y + chunk_of(R * LANES + lane, DV4);
+    var v_first: array<u32, V_LOADS>;
+    var v_last: array<u32, V_LOADS>;
+    // @unroll R V_LOADS
+    v_first[R] = v_base + row_of((R * LANES + lane) * LOAD, DV4) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
+    v_last[R] = v_base + (seq_k - 1u) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
     // @end
     var k_step = first * params.k.y;
     var v_step = first * params.v.y;
+    // @if LAZY
+    var moved: array<f32, QUERIES>;
+    // @unroll I QUERIES
+    moved[I] = m[I];
+    // @end
+    var start = first;
+    if first < last {
+    loop {
+        // @unroll I QUERIES
+        {
+            let next = select(m[I], moved[I] + AHEAD, moved[I] != m[I]);
+            // where it moves down there is nothing to scale yet
+            let shrink = weight(min(m[I] - next, 0.0));
+            m[I] = next;
+            l[I] *= shrink;
+            // @unroll C DV4
+            acc[I * DV4 + C] *= shrink;
+            // @end
+        }
+        // @end
+    loop {
+    // @else
     for (var start = first; start < last; start += BLOCK_K) {
+    // @end
         // @if PAGED
         // a block lies in one page; rows of the page past the last key exist, and are hidden
         let page = table[pages + start / PAGE];
@@ -339,11 +385,19 @@ fn flash(
         // @end
         // [BLOCK_K, D4] spread over the lanes
         var rows: array<vec4<f32>, K_REGS>;
-        // @unroll R K_REGS
+        // @unroll R K_LOADS
         // @if PAGED
         rows[R] = k_load4n(k_first[R] + k_step, min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
         // @else
+        // @if PAIRS
+        {
+            let texel = k_texel(min(k_first[R] + k_step, k_last[R]));
+            rows[R * 2u] = k_half(texel, 0u);
+            rows[R * 2u + 1u] = k_half(texel, 1u);
+        }
+        // @else
         rows[R] = k_load4n(min(k_first[R] + k_step, k_last[R]), min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
+        // @end
         // @end
         // @end
     // @else
@@ -406,7 +460,7 @@ fn flash(
         // @unroll J PASS_KEYS
         {
             // @if SUBGROUP
-            let x = subgroupBroadcast(rows[((P * PASS_KEYS + J) * D4 + C) / LANES], ((P * PASS_KEYS + J) * D4 + C) % LANES);
+            let x = subgroupBroadcast(rows[((P * PASS_KEYS + J) * D4 + C) / LOAD / LANES * LOAD + C % LOAD], ((P * PASS_KEYS + J) * D4 + C) / LOAD % LANES);
             // @else
             // @if STAGED
             let x = k_tile[(start - tile + P * PASS_KEYS + J) * D4 + C];
@@ -424,6 +478,11 @@ fn flash(
         // @end
         // @end
         // @end
+        // @if CUT_SCORES
+        if params.never != 0u {
+            lse_store_bits(0u, 0u);
+        }
+        // @end
 
         // @if QUANTIZED
         // one scale for a block: SCALE_BLOCK is a multiple of BLOCK_K
@@ -437,9 +496,14 @@ fn flash(
         // @end
         // online softmax; s becomes the weights
         var shrink: array<f32, QUERIES>;
+        var move_any = false;
         // @unroll I QUERIES
         {
+            // @if LAZY
+            var top = HIDDEN;
+            // @else
             var top = m[I];
+            // @end
             // @if MASK_WORDS
             let seen = mask[(mask_row[I] + start) >> 2u] >> ((start & 3u) * 8u);
             // @end
@@ -477,18 +541,38 @@ fn flash(
             // @end
             top = max(top, s[I * BLOCK_K + J]);
             // @end
+            // @if LAZY
+            // each row by its own scores: its bits must not depend on its neighbours
+            let far = top > m[I] + ABOVE || (l[I] == 0.0 && top < m[I] - BELOW && top != HIDDEN);
+            moved[I] = select(m[I], top, far);
+            move_any = move_any || far;
+            // @else
             shrink[I] = weight(m[I] - top);
             m[I] = top;
+            // @end
+        }
+        // @end
+        // @if LAZY
+        if subgroupAny(move_any) {
+            break;
+        }
+        // @end
+        // @unroll I QUERIES
+        {
             var sum = 0.0;
             // @unroll J BLOCK_K
             // @if PARTIAL
-            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - top), s[I * BLOCK_K + J] != HIDDEN);
+            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - m[I]), s[I * BLOCK_K + J] != HIDDEN);
             // @else
-            s[I * BLOCK_K + J] = weight(s[I * BLOCK_K + J] - top);
+            s[I * BLOCK_K + J] = weight(s[I * BLOCK_K + J] - m[I]);
             // @end
             sum += s[I * BLOCK_K + J];
             // @end
+            // @if LAZY
+            l[I] += sum;
+            // @else
             l[I] = fma(l[I], shrink[I], sum);
+            // @end
             // @if QUANTIZED
             // @unroll J BLOCK_K
             s[I * BLOCK_K + J] *= scale_v;
@@ -502,11 +586,19 @@ fn flash(
         // @if SUBGROUP
         // [BLOCK_K, DV4] spread over the lanes
         var values: array<vec4<f32>, V_REGS>;
-        // @unroll R V_REGS
+        // @unroll R V_LOADS
         // @if PAGED
         values[R] = v_load4n(v_first[R] + v_step, min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
         // @else
+        // @if PAIRS
+        {
+            let texel = v_texel(min(v_first[R] + v_step, v_last[R]));
+            values[R * 2u] = v_half(texel, 0u);
+            values[R * 2u + 1u] = v_half(texel, 1u);
+        }
+        // @else
         values[R] = v_load4n(min(v_first[R] + v_step, v_last[R]), min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
+        // @end
         // @end
         // @end
         // @if PARTIAL
@@ -519,7 +611,7 @@ fn flash(
         // @end
         // @if CUT
         if params.never != 0u {
-            shrink[0] = q_load(q_base);
+            lse_store_bits(0u, 0u);
         }
         // @end
         // @unroll C DV4
@@ -527,7 +619,7 @@ fn flash(
             var x: array<vec4<f32>, BLOCK_K>;
             // @unroll J BLOCK_K
             // @if SUBGROUP
-            x[J] = subgroupBroadcast(values[(J * DV4 + C) / LANES], (J * DV4 + C) % LANES);
+            x[J] = subgroupBroadcast(values[(J * DV4 + C) / LOAD / LANES * LOAD + C % LOAD], (J * DV4 + C) / LOAD % LANES);
             // @else
             // @if STAGED
             x[J] = v_tile[(start - tile + J) * DV4 + C];
@@ -543,7 +635,11 @@ fn flash(
             // @end
             // @unroll I QUERIES
             {
+                // @if LAZY
+                var sum = acc[I * DV4 + C];
+                // @else
                 var sum = acc[I * DV4 + C] * shrink[I];
+                // @end
                 // @unroll J BLOCK_K
                 sum = fma(vec4<f32>(s[I * BLOCK_K + J]), x[J], sum);
                 // @end
@@ -557,6 +653,17 @@ fn flash(
         // @else
         k_step += BLOCK_K * params.k.y;
         v_step += BLOCK_K * params.v.y;
+        // @end
+        // @if LAZY
+        start += BLOCK_K;
+        continuing {
+            break if start >= last;
+        }
+    }
+        continuing {
+            break if start >= last;
+        }
+    }
         // @end
         // @else
     }
@@ -594,7 +701,7 @@ fn flash(
             // @end
             let at_lse = batch * params.lse.x + head[I] * params.lse.y + (q_start + row[I]) * params.lse.z + params.lse.w + split * params.lse_split;
             // @if SPLIT
-            lse_store_bits(at_lse, bitcast<u32>(m[I]));
+            lse_store_bits(at_lse, bitcast<u32>(select(m[I], HIDDEN, empty)));
             lse_store_bits(at_lse + 1u, bitcast<u32>(l[I]));
             // @else
             // m is in base 2; -inf for a row that sees nothing

@@ -131,11 +131,13 @@ impl AttentionPlan {
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
         let (call, table) = self.check(args)?;
-        let textures = match self.texels(ctx, args, call)? {
+        let textures = match self.texels(ctx, args)? {
             // the driver copies faster than a kernel
-            Some(inputs) if inputs.iter().all(texels::Input::copyable) => {
-                Some([inputs[0].copy(ctx, OP, encoder)?, inputs[1].copy(ctx, OP, encoder)?])
-            }
+            Some([q, k, v]) if [&q, &k, &v].iter().all(|input| input.copyable()) => Some([
+                q.copy(ctx, OP, encoder)?,
+                k.copy(ctx, OP, encoder)?,
+                v.copy(ctx, OP, encoder)?,
+            ]),
             _ => None,
         };
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -150,9 +152,9 @@ impl AttentionPlan {
     ///
     /// Views whose rows do not start at multiples of four elements are read one element at a time,
     /// by a kernel that the first such call compiles. On devices that read textures faster than
-    /// buffers ([`Caps::texels`](crate::Caps::texels)), keys and values that many queries read are
-    /// copied into textures, which take as much memory again until the work is done; in a pass a
-    /// kernel has to do it, and [`encode`](Self::encode) is faster.
+    /// buffers ([`Caps::texels`](crate::Caps::texels)), keys and values that many queries read, and
+    /// the queries, are copied into textures, which take as much memory again until the work is done;
+    /// in a pass a kernel has to do it, and [`encode`](Self::encode) is faster.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
@@ -171,21 +173,25 @@ impl AttentionPlan {
         self.record(ctx, pass, args, call, &table, None)
     }
 
-    /// Keys and values to be copied into textures, if the plan wants it and they can be.
+    /// Queries, keys and values to be copied into textures, if the plan wants it and they can be.
     fn texels<'a>(
         &self,
         ctx: &Context,
         args: &AttentionArgs<'a>,
-        call: Variant,
-    ) -> Result<Option<[texels::Input<'a>; 2]>> {
+    ) -> Result<Option<[texels::Input<'a>; 3]>> {
         let caps = &ctx.caps;
-        if !self.texels || !call.aligned[1] || self.is_empty() {
+        // only where rows begin with a texel
+        let elements = u64::from(texels::elements(self.options.dtype));
+        let views = [&args.q, &args.k, &args.v];
+        let whole = views.iter().all(|view| view.layout.is_multiple_of(elements));
+        if !self.texels || !whole || self.is_empty() {
             return Ok(None);
         }
-        let inputs = [args.k.bind(OP, "k", caps)?, args.v.bind(OP, "v", caps)?]
-            .map(|bound| texels::Input::new(caps, &bound.resource));
-        let [Some(k), Some(v)] = inputs else { return Ok(None) };
-        Ok(Some([k, v]))
+        let bound =
+            [args.q.bind(OP, "q", caps)?, args.k.bind(OP, "k", caps)?, args.v.bind(OP, "v", caps)?];
+        let inputs = bound.map(|bound| texels::Input::new(caps, &bound.resource));
+        let [Some(q), Some(k), Some(v)] = inputs else { return Ok(None) };
+        Ok(Some([q, k, v]))
     }
 
     /// Whether there is nothing to write.
@@ -296,7 +302,7 @@ impl AttentionPlan {
         Ok((variant, table))
     }
 
-    /// Records a checked call, with `textures` of the keys and values where they have been copied.
+    /// Records a checked call, with `textures` of queries, keys and values where they have been copied.
     fn record(
         &self,
         ctx: &Context,
@@ -304,7 +310,7 @@ impl AttentionPlan {
         args: &AttentionArgs<'_>,
         variant: Variant,
         table: &Table,
-        textures: Option<[wgpu::TextureView; 2]>,
+        textures: Option<[wgpu::TextureView; 3]>,
     ) -> Result<()> {
         if self.is_empty() {
             return Ok(());
@@ -314,7 +320,7 @@ impl AttentionPlan {
         }
         let (s, op, caps) = (self.shape, &self.options, &ctx.caps);
         let inputs = match textures {
-            None => self.texels(ctx, args, variant)?,
+            None => self.texels(ctx, args)?,
             Some(_) => None,
         };
         let texels = textures.is_some() || inputs.is_some();
@@ -469,11 +475,15 @@ impl AttentionPlan {
         let grid = fold(OP, groups, caps)?;
         // last of all, for nothing is recorded if an argument is refused
         let textures = match inputs {
-            Some([k, v]) => Some([k.copy_in_pass(ctx, OP, pass)?, v.copy_in_pass(ctx, OP, pass)?]),
+            Some([q, k, v]) => Some([
+                q.copy_in_pass(ctx, OP, pass)?,
+                k.copy_in_pass(ctx, OP, pass)?,
+                v.copy_in_pass(ctx, OP, pass)?,
+            ]),
             None => textures,
         };
         if let Some(textures) = &textures {
-            resources.splice(1..3, textures.iter().map(Resource::TextureView));
+            resources.splice(..3, textures.iter().map(Resource::TextureView));
         }
         dispatch(ctx, pass, OP, &kernels[0], bytemuck::bytes_of(&params), &resources, grid)?;
 

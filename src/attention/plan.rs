@@ -34,7 +34,9 @@ pub struct AttentionPlan {
     tile_k: u32,
     /// They are staged in a loop.
     stage_rolled: bool,
-    /// Keys and values are better copied into textures.
+    /// Outputs are rescaled only when a score is too far from the running reference.
+    lazy: bool,
+    /// Queries, keys and values are better copied into textures.
     pub(super) texels: bool,
     /// Keys of one part, where keys are shared out.
     pub(super) split: Option<u32>,
@@ -51,7 +53,7 @@ pub(super) struct Variant {
     pub(super) metric_aligned: bool,
     /// Rows of the boolean mask start at multiples of four.
     pub(super) mask_aligned: bool,
-    /// k and v are read from textures.
+    /// q, k and v are read from textures.
     pub(super) texels: bool,
 }
 
@@ -187,6 +189,13 @@ impl Attention {
                 limit: keys,
             });
         }
+        // a block that moves the reference is scored twice, and takes three trips. Nothing was gained
+        // where loads take the time, and SwiftShader compiles for twice as long. Not only where these
+        // keys are texels, which depends on the rows, for a row's bits must not depend on them
+        let blocks = u64::from(pass.div_ceil(tiles.block_k));
+        let lazy = caps.texels != 0
+            && caps.tier == Tier::Subgroup
+            && blocks <= key_trips(caps, &shape, tiles) / 3;
         let lanes = caps.subgroup.map_or(1, |(min, _)| min.min(32));
         let tile_k = tile_k(caps, &shape, tiles);
         let plan = AttentionPlan {
@@ -199,6 +208,7 @@ impl Attention {
             lanes,
             tile_k,
             stage_rolled,
+            lazy,
             texels: self.texels(caps, &shape),
             split,
         };
@@ -337,8 +347,8 @@ impl Attention {
             && self.quantized.is_none()
             && self.page_size.is_none()
             && self.split_keys(shape).is_none()
-            && shape.head_dim.is_multiple_of(4)
-            && shape.head_dim_v.is_multiple_of(4)
+            && shape.head_dim.is_multiple_of(texels::elements(self.dtype))
+            && shape.head_dim_v.is_multiple_of(texels::elements(self.dtype))
             // tiles have 32 rows there, see select_tiles
             && rows > 64
     }
@@ -456,6 +466,14 @@ fn tile_k(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u32 {
     (fits / tiles.block_k * tiles.block_k).max(tiles.block_k)
 }
 
+/// The driver's loop trips that the keys may take: loading queries and storing outputs take one for
+/// each chunk of a query and of each output.
+fn key_trips(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u64 {
+    let [d4, dv4] = [shape.head_dim, shape.head_dim_v].map(|d| u64::from(d.div_ceil(4)));
+    let rows = if caps.cpu { d4 + u64::from(tiles.queries) * dv4 } else { 0 };
+    caps.loop_trips.saturating_sub(rows)
+}
+
 /// The most keys that one pass can visit within the driver's loop trips, staged in a loop or not.
 fn longest(
     caps: &Caps,
@@ -466,9 +484,7 @@ fn longest(
 ) -> u64 {
     let (block, tile) = (u64::from(tiles.block_k), u64::from(tile_k(caps, shape, tiles)));
     let [d4, dv4] = [shape.head_dim, shape.head_dim_v].map(|d| u64::from(d.div_ceil(4)));
-    // a trip for each chunk of a query, and for each of the outputs
-    let rows = if caps.cpu { d4 + u64::from(tiles.queries) * dv4 } else { 0 };
-    let trips = caps.loop_trips.saturating_sub(rows);
+    let trips = key_trips(caps, shape, tiles);
     match (algorithm, caps.tier) {
         // three loops over a row
         (Algorithm::Unfused, _) => caps.loop_trips / 3,
@@ -484,16 +500,19 @@ fn longest(
 
 /// Tiles for a problem on a device. Pure.
 ///
-/// On a CPU a register tile of many queries pays for each broadcast or load, and a workgroup of
-/// one subgroup wastes least at a causal edge; on a GPU registers are scarce and one query for
-/// each invocation keeps them. Wide heads take fewer queries. Texels are read so fast that a small
-/// text, which stays in the processor's caches, is worth more than keys shared by more queries.
+/// On a CPU a register tile of many queries pays for each broadcast or load, most of all where loads
+/// go lane by lane, and a workgroup of one subgroup wastes least at a causal edge; on a GPU registers
+/// are scarce and one query for each invocation keeps them. Wide heads take fewer queries. Texels are
+/// read so fast that a small text, which stays in the processor's caches, is worth more than keys
+/// shared by more queries.
 fn select_tiles(caps: &Caps, shape: &AttentionShape, in_texels: bool) -> Tiles {
     let wide = shape.head_dim.max(shape.head_dim_v);
     // a compiler that unrolls badly gets little to unroll
     let slow = caps.unrolled < UNROLLED;
+    let lane_by_lane = caps.texels >= texels::ROW && !in_texels;
     let queries = match (caps.cpu, wide) {
-        (true, ..=64) if !(slow || in_texels && caps.tier == Tier::Subgroup) => 8,
+        (true, ..=64) if !(slow || in_texels) && (lane_by_lane || caps.tier == Tier::Portable) => 8,
+        (true, 65..=128) if in_texels && caps.tier == Tier::Subgroup => 2,
         (true, ..=128) => 4,
         (true, ..=256) => 2,
         _ => 1,
@@ -501,7 +520,8 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape, in_texels: bool) -> Tiles {
     let block_k = match (caps.cpu, wide) {
         _ if slow => 1 + u32::from(wide <= 32),
         // each key's chunk is a load of its own, and longer blocks save nothing else
-        (true, 33..) if caps.tier == Tier::Portable => 1,
+        (true, 65..) if caps.tier == Tier::Portable => 1,
+        (true, 33..) if caps.tier == Tier::Portable && caps.texels < texels::ROW => 1,
         // whether or not this problem's keys are texels: a row's bits must not depend on how many
         // rows there are
         (true, ..=32) if caps.texels < texels::ROW => 4,
@@ -650,9 +670,8 @@ impl AttentionPlan {
         let decl = |dtype, aligned: bool, dim: u32| {
             Some(TensorDecl::new(dtype, aligned && dim.is_multiple_of(4)))
         };
-        let rows = |dim| {
-            decl(kv_dtype, variant.aligned[1], dim)
-                .map(|decl| TensorDecl { texels: variant.texels, ..decl })
+        let rows = |dtype, aligned, dim| {
+            decl(dtype, aligned, dim).map(|decl| TensorDecl { texels: variant.texels, ..decl })
         };
         let o = match split {
             true => Some(TensorDecl::new(DType::F32, true)),
@@ -662,9 +681,9 @@ impl AttentionPlan {
             TensorDecl::new(DType::F32, variant.metric_aligned && s.head_dim.is_multiple_of(4));
         let bias_dtype = if variant.bias_f32 { DType::F32 } else { op.dtype };
         let tensors = vec![
-            ("q", decl(op.dtype, variant.aligned[0], s.head_dim)),
-            ("k", rows(s.head_dim)),
-            ("v", rows(s.head_dim_v)),
+            ("q", rows(op.dtype, variant.aligned[0], s.head_dim)),
+            ("k", rows(kv_dtype, variant.aligned[1], s.head_dim)),
+            ("v", rows(kv_dtype, variant.aligned[1], s.head_dim_v)),
             ("o", o),
             ("lse", f32_decl(true)),
             ("slopes", f32_decl(op.alibi)),
@@ -685,6 +704,14 @@ impl AttentionPlan {
         // about four sums at a time: on Mesa's CPU driver 10 % faster than eight
         let pass_keys =
             (1..=(4 / t.queries).max(1)).rev().find(|n| t.block_k.is_multiple_of(*n)).unwrap_or(1);
+        // found by measuring: up to a fifth faster with these, up to a sixth slower with others
+        let causal = bounded(right) && !bounded(left);
+        let cut_scores =
+            op.softcap.is_some() || op.alibi || (causal && op.dtype != DType::F32 && !op.visible);
+        // chunks that one load brings
+        let load = if variant.texels { texels::elements(kv_dtype) / 4 } else { 1 };
+        let [k_loads, v_loads] =
+            [d4, dv4].map(|chunks| (t.block_k * chunks).div_ceil(load * lanes));
         let spec = vec![
             ("HEAD_DIM", number(s.head_dim)),
             ("HEAD_DIM_V", number(s.head_dim_v)),
@@ -695,8 +722,12 @@ impl AttentionPlan {
             ("BLOCK_K", number(t.block_k)),
             ("SUBGROUP", subgroup.to_string()),
             ("LANES", number(lanes)),
-            ("K_REGS", number((t.block_k * d4).div_ceil(lanes))),
-            ("V_REGS", number((t.block_k * dv4).div_ceil(lanes))),
+            ("K_REGS", number(k_loads * load)),
+            ("V_REGS", number(v_loads * load)),
+            ("LOAD", number(load)),
+            ("K_LOADS", number(k_loads)),
+            ("V_LOADS", number(v_loads)),
+            ("PAIRS", (load == 2).to_string()),
             ("TILE_K", number(self.tile_k)),
             // a texel is read as fast as workgroup memory
             ("STAGED", (!subgroup && !variant.texels && self.tile_k > t.block_k).to_string()),
@@ -729,6 +760,8 @@ impl AttentionPlan {
             // a load is a loop over lanes with a dozen blocks: a driver on a CPU compiles few of them
             ("ROLLED", self.cpu.to_string()),
             ("CUT", variant.texels.to_string()),
+            ("CUT_SCORES", (variant.texels && subgroup && cut_scores).to_string()),
+            ("LAZY", self.lazy.to_string()),
             ("STAGE_ROLLED", self.stage_rolled.to_string()),
         ];
         Key { source: FLASH, entry: "flash", spec, tensors }
