@@ -1,6 +1,7 @@
 //! Attention of other crates beside this crate's: one adapter, one run, interleaved, wall clock from
 //! submission to an idle device, medians. Every result is compared with the others' first.
 //! `cargo run --release --manifest-path benches/peers/Cargo.toml [-- --quick]`
+#![allow(clippy::cast_possible_truncation, reason = "sizes are small")]
 
 use std::time::Instant;
 
@@ -18,12 +19,14 @@ use tilewise::{
 
 type AnyResult<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// `[heads, rows, dim]` to `[rows, heads, dim]` and back with the first two exchanged.
-fn exchange(x: &[f32], heads: usize, rows: usize, dim: usize) -> Vec<f32> {
+/// `[batch, heads, rows, dim]` to `[batch, rows, heads, dim]`.
+fn exchange(x: &[f32], [heads, rows, dim]: [usize; 3]) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len());
-    for row in 0..rows {
-        for head in 0..heads {
-            out.extend_from_slice(&x[(head * rows + row) * dim..][..dim]);
+    for batch in x.chunks(heads * rows * dim) {
+        for row in 0..rows {
+            for head in 0..heads {
+                out.extend_from_slice(&batch[(head * rows + row) * dim..][..dim]);
+            }
         }
     }
     out
@@ -40,7 +43,7 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
 struct Runner<'a> {
     name: &'a str,
     run: Box<dyn FnMut() -> AnyResult<()> + 'a>,
-    /// The output, `[rows, heads, dim]`.
+    /// The output, `[batch, rows, heads, dim]`.
     read: Box<dyn Fn() -> AnyResult<Vec<f32>> + 'a>,
 }
 
@@ -51,26 +54,34 @@ fn ours<'a>(
     causal: bool,
     data: &'a [Vec<f32>; 3],
 ) -> AnyResult<Runner<'a>> {
-    let dims = [1, shape.seq_q, shape.heads, shape.head_dim];
-    let (h, n, d) = (shape.heads as usize, shape.seq_q as usize, shape.head_dim as usize);
-    let upload = |x: &[f32]| Tensor::upload(ctx, dims, &exchange(x, h, n, d));
-    let (q, k, v) = (upload(&data[0])?, upload(&data[1])?, upload(&data[2])?);
-    let o = std::rc::Rc::new(Tensor::zeros(ctx, dims, DType::F32)?);
+    let upload = |x: &[f32], rows: u32| {
+        let [h, n, d] = [shape.heads, rows, shape.head_dim].map(|n| n as usize);
+        Tensor::upload(
+            ctx,
+            [shape.batch, rows, shape.heads, shape.head_dim],
+            &exchange(x, [h, n, d]),
+        )
+    };
+    let q = upload(&data[0], shape.seq_q)?;
+    let (k, v) = (upload(&data[1], shape.seq_k)?, upload(&data[2], shape.seq_k)?);
+    let o = std::rc::Rc::new(Tensor::zeros(ctx, q.shape(), DType::F32)?);
     let out = o.clone();
     let mask = if causal { Mask::Causal(CausalAlignment::BottomRight) } else { Mask::None };
-    let mut plan = None;
+    let mut planned = None;
     let run = move || -> AnyResult<()> {
-        let plan = match &mut plan {
-            Some(plan) => plan,
-            // the first call compiles
-            none => none.insert(Attention { mask, ..Default::default() }.plan(ctx, shape)?),
-        };
+        // the first call compiles
+        if planned.is_none() {
+            let plan = Attention { mask, ..Default::default() }.plan(ctx, shape)?;
+            let scratch = Tensor::<1>::zeros(ctx, [plan.scratch_bytes() as u32 / 4], DType::F32)?;
+            planned = Some((plan, scratch));
+        }
+        let Some((plan, scratch)) = &planned else { return Ok(()) };
         let mut encoder = ctx.device.create_command_encoder(&Default::default());
-        plan.encode(
-            ctx,
-            &mut encoder,
-            &AttentionArgs::new(q.view(), k.view(), v.view(), o.view()),
-        )?;
+        let args = AttentionArgs {
+            scratch: (plan.scratch_bytes() > 0).then_some(scratch.buffer()),
+            ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+        };
+        plan.encode(ctx, &mut encoder, &args)?;
         ctx.queue.submit([encoder.finish()]);
         ctx.device.poll(wgpu::PollType::wait_indefinitely())?;
         Ok(())
@@ -86,9 +97,13 @@ fn burns<'a>(
     plain: bool,
     data: &'a [Vec<f32>; 3],
 ) -> Runner<'a> {
-    let dims = [1, shape.heads as usize, shape.seq_q as usize, shape.head_dim as usize];
-    let upload = |x: &[f32]| BurnTensor::<4>::from_data(TensorData::new(x.to_vec(), dims), device);
-    let [q, k, v] = [&data[0], &data[1], &data[2]].map(|x| upload(x));
+    let dims = [shape.heads, shape.seq_q, shape.head_dim].map(|n| n as usize);
+    let upload = |x: &[f32], rows: u32| {
+        let dims = [shape.batch, shape.heads, rows, shape.head_dim].map(|n| n as usize);
+        BurnTensor::<4>::from_data(TensorData::new(x.to_vec(), dims), device)
+    };
+    let q = upload(&data[0], shape.seq_q);
+    let (k, v) = (upload(&data[1], shape.seq_k), upload(&data[2], shape.seq_k));
     let options = AttentionModuleOptions { is_causal: causal, ..Default::default() };
     let out = std::rc::Rc::new(std::cell::RefCell::new(None));
     let kept = out.clone();
@@ -106,7 +121,7 @@ fn burns<'a>(
     let read = move || -> AnyResult<Vec<f32>> {
         let o: BurnTensor<4> = kept.borrow().clone().ok_or("nothing was run")?;
         let o: Vec<f32> = o.into_data().try_to_vec().map_err(|e| format!("{e:?}"))?;
-        Ok(exchange(&o, dims[1], dims[2], dims[3]))
+        Ok(exchange(&o, dims))
     };
     Runner { name, run: Box::new(run), read: Box::new(read) }
 }
@@ -125,19 +140,25 @@ fn main() -> AnyResult<()> {
     println!("burn's device: {device:?}");
     println!(
         "{:>22} {:>7} {:>20} {:>10} {:>9} {:>10} {:>9}",
-        "[1, heads, n, d]", "", "", "first s", "ms", "x subgroup", "error"
+        "[b, heads, n, d]", "", "", "first s", "ms", "x subgroup", "error"
     );
 
-    let shapes: &[(u32, u32, u32)] = if quick {
-        &[(2, 64, 16)]
+    let prefill = |heads, n, dim| AttentionShape::self_attention(1, n, heads, dim);
+    // burn has no grouped heads: as many of keys as of queries
+    let decode = |batch, n| AttentionShape { batch, seq_q: 1, ..prefill(8, n, 128) };
+    let shapes = if quick {
+        vec![prefill(2, 64, 16), decode(2, 64)]
     } else {
-        &[(8, 512, 64), (8, 1024, 64), (8, 2048, 64), (16, 2048, 128)]
+        let small = [512, 1024, 2048].map(|n| prefill(8, n, 64));
+        [&small[..], &[prefill(16, 2048, 128), decode(8, 4096)]].concat()
     };
-    for &(heads, n, dim) in shapes {
-        let shape = AttentionShape::self_attention(1, n, heads, dim);
-        let count = (heads * n * dim) as usize;
-        let data = [1, 2, 3].map(|seed| values(count, seed));
-        for causal in [false, true] {
+    for shape in shapes {
+        let s = shape;
+        let count = |rows: u32| (s.batch * s.heads * rows * s.head_dim) as usize;
+        let data = [(1, s.seq_q), (2, s.seq_k), (3, s.seq_k)]
+            .map(|(seed, rows)| values(count(rows), seed));
+        for causal in if s.seq_q == 1 { &[false][..] } else { &[false, true] } {
+            let causal = *causal;
             let mut runners = vec![
                 ours("tilewise subgroup", &subgroup, shape, causal, &data)?,
                 ours("tilewise portable", &portable, shape, causal, &data)?,
@@ -165,8 +186,12 @@ fn main() -> AnyResult<()> {
                 let error = distance(&outputs[i], &outputs[0]);
                 println!(
                     "{:>22} {:>7} {:>20} {:>10.2} {:>9.2} {:>10.2} {:>9.1e}",
-                    format!("[1, {heads}, {n}, {dim}]"),
-                    if causal { "causal" } else { "full" },
+                    format!("[{}, {}, {}, {}]", s.batch, s.heads, s.seq_k, s.head_dim),
+                    match (s.seq_q, causal) {
+                        (1, _) => "decode",
+                        (_, true) => "causal",
+                        _ => "full",
+                    },
                     runner.name,
                     firsts[i],
                     medians[i] * 1e3,
