@@ -68,17 +68,20 @@ pub struct Caps {
     pub matrix_shapes: Vec<(u32, u32, u32)>,
     /// Loop iterations that one invocation may make in all, nested loops summed.
     ///
-    /// Mesa's llvmpipe before release 25 ends every loop, in silence, after about 65,535 trips.
+    /// Mesa's llvmpipe before release 25 ends every loop, in silence, after about 65,535 trips. Where
+    /// [`attention`](crate::attention) reads more than some 39,000 keys in one pass there, its texts,
+    /// and with them the bits of its results, are others.
     pub loop_trips: u64,
     /// Unrolled steps of four multiply-adds that the driver's compiler takes in a second or so.
     ///
     /// SwiftShader's needs minutes and gigabytes where others need a tenth of a second.
     pub unrolled: u32,
-    /// Width and height of the textures that inputs which are read often are copied into first, 0
-    /// where buffers are read as fast.
+    /// The largest width and height of textures, where inputs that are read often are better copied
+    /// into some (4096 texels wide), else 0. It also chooses tiles and texts, so that results have other
+    /// bits with another value.
     ///
     /// On Mesa's llvmpipe before release 25 a load from a buffer takes several times as long as one
-    /// from a texture. As much memory as the copied inputs take is needed once more.
+    /// from a texture. Each call needs as much memory again as its inputs span, until its work is done.
     pub texels: u32,
     /// The device is a CPU: loads are dear, arithmetic and subgroup broadcasts cheap.
     pub cpu: bool,
@@ -138,9 +141,14 @@ impl Caps {
             matrix_shapes: Vec::new(),
             loop_trips: if old { 60_000 } else { u64::MAX },
             unrolled: if info.name.contains("SwiftShader") { 64 } else { UNROLLED },
-            texels: match old && limits.max_storage_textures_per_shader_stage >= 3 {
-                true => limits.max_texture_dimension_2d,
-                false => 0,
+            texels: match limits.max_texture_dimension_2d {
+                size if old
+                    && size >= crate::texels::ROW
+                    && limits.max_storage_textures_per_shader_stage >= 3 =>
+                {
+                    size
+                }
+                _ => 0,
             },
             cpu: info.device_type == wgpu::DeviceType::Cpu,
         }

@@ -1189,6 +1189,22 @@ fn scores_far_from_each_other() {
                 }
             }
         }
+        // a key of no weight before all others, values near the ends of what f32 holds
+        let s = shape(1, [33, 64], [1, 1], [8, 8]);
+        for (first, size) in [(-1e31, 1.0), (-2000.0, 1.0), (-17.0, 1e-26), (10.0, 1e30)] {
+            let score = |j: u32| if j < 2 { first } else { -100.0 - (j % 3) as f32 };
+            let k: Vec<f32> = (0..64).flat_map(|j| [&[score(j)][..], &[0.0; 7]].concat()).collect();
+            let v: Vec<f32> = Rng(43).vec(64 * 8).iter().map(|x| x * size).collect();
+            let q = [1.0f32, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0].repeat(33);
+            let up = |x: &[f32], n: u32| Tensor::upload(ctx, [1, n, 1, 8], x).unwrap();
+            let (tq, tk, tv) = (up(&q, 33), up(&k, 64), up(&v, 64));
+            let out = Guarded::new(ctx, Layout::contiguous([1, 33, 1, 8]), DType::F32);
+            let args = AttentionArgs::new(tq.view(), tk.view(), tv.view(), out.view());
+            run(ctx, |e| base.plan(ctx, s).unwrap().encode(ctx, e, &args)).unwrap();
+            let inputs = Inputs { q, k, v, ..Default::default() };
+            let error = rel_rms(&out.read(ctx), &inputs.reference(&s, &base).0);
+            assert!(error < 3e-6, "{name}, first keys {first}, values {size}: {error:e}");
+        }
         // every block moves the reference: as many loop trips as there can be, and too many for it
         for keys in [39_000, 60_000] {
             let s = shape(1, [3, keys], [1, 1], [4, 4]);

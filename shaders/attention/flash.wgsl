@@ -1,7 +1,7 @@
 // FlashAttention-2 forward, both tiers, every option.
 // One workgroup owns WORKGROUP * QUERIES rows of one (sequence, group of heads); one invocation owns
-// QUERIES of them (row = first + i * WORKGROUP + lane) and keeps their queries, running maxima,
-// sums and outputs in registers. A row is one query of one of `pack` heads that share a key head, so
+// QUERIES of them (row = first + i * WORKGROUP + lane) and keeps their queries, running maxima (or
+// what stands for them, see LAZY), sums and outputs in registers. A row is one query of one of `pack` heads that share a key head, so
 // that a few queries of many heads fill a workgroup and read the keys once. Keys pass in blocks of
 // BLOCK_K, one correction of the running maximum each.
 // SUBGROUP: each lane loads a share of the block's rows with vec4 loads, and every lane hears the
@@ -163,12 +163,14 @@ var<workgroup> v_tile: array<vec4<f32>, STAGE * TILE_K * DV4 + 1u - STAGE>;
 const HIDDEN: f32 = -1e30;
 // the least that a score counts for, above HIDDEN
 const LEAST: f32 = -1e29;
-// How far scores, in base 2, may be from the reference, and how far it is set above the score that
-// moves it, for the sake of scores that keep rising. A weight of 2^-BELOW still counts 2^52 times as
-// much as the least that `weight` gives.
+// How far a row's scores, in base 2, may be above the reference, how far its first may be below it,
+// and how far above the score that moves it the reference is set, for the sake of scores that keep
+// rising: a row's largest weight is from 2^-BELOW to 2^ABOVE. Scores FAR below the reference weigh
+// nothing.
 const ABOVE: f32 = 16.0;
-const BELOW: f32 = 48.0;
-const AHEAD: f32 = 32.0;
+const BELOW: f32 = 24.0;
+const AHEAD: f32 = 16.0;
+const FAR: f32 = -100.0;
 const LOG2_E: f32 = 1.4426950408889634;
 
 @compute @workgroup_size(WORKGROUP)
@@ -363,9 +365,10 @@ fn flash(
     loop {
         // @unroll I QUERIES
         {
-            let next = select(m[I], moved[I] + AHEAD, moved[I] != m[I]);
+            let moves = moved[I] != m[I];
+            let next = select(m[I], moved[I] + AHEAD, moves);
             // where it moves down there is nothing to scale yet
-            let shrink = weight(min(m[I] - next, 0.0));
+            let shrink = select(1.0, weight(min(m[I] - next, 0.0)), moves);
             m[I] = next;
             l[I] *= shrink;
             // @unroll C DV4
@@ -500,7 +503,8 @@ fn flash(
         // @unroll I QUERIES
         {
             // @if LAZY
-            var top = HIDDEN;
+            // where every key is visible every score counts, whatever it is
+            var top = select(LEAST, HIDDEN, PARTIAL);
             // @else
             var top = m[I];
             // @end
@@ -561,10 +565,14 @@ fn flash(
         {
             var sum = 0.0;
             // @unroll J BLOCK_K
+            // @if LAZY
+            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - m[I]), s[I * BLOCK_K + J] - m[I] > FAR);
+            // @else
             // @if PARTIAL
             s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - m[I]), s[I * BLOCK_K + J] != HIDDEN);
             // @else
             s[I * BLOCK_K + J] = weight(s[I * BLOCK_K + J] - m[I]);
+            // @end
             // @end
             sum += s[I * BLOCK_K + J];
             // @end
@@ -715,7 +723,7 @@ fn flash(
     // @end
 }
 
-// 2^x for x <= 0.
+// 2^x for x <= 0, or little above.
 fn weight(x: f32) -> f32 {
     if SOFT_EXP2 {
         return exp2_fma(x);

@@ -3,7 +3,7 @@
 // for the weights exp(lse_p - maximum).
 // PAIRS: parts come from flash.wgsl as they stood in its registers, outputs not divided by the sum
 // of their weights, and instead of an LSE, whose rounding would be an error of every weight, that
-// sum and the largest score, in base 2.
+// sum and what their scores are relative to, in base 2: the largest, or a score about as large.
 //   o_parts [P, B, T, H, Dv], lse_parts [P, B, H, T] or [P, B, H, T, 2], o [B, T, H, Dv],
 //   lse [B, H, T]
 // Source: Rabe and Staats 2021, arXiv:2112.05682, section 2. Twin: none; the reference is the op.
@@ -11,7 +11,7 @@ const HEAD_DIM_V: u32 = 64u; // @spec
 const DV4: u32 = 16u; // @spec
 // rows have different numbers of parts
 const COUNTED: bool = true; // @spec
-// parts are outputs not yet divided, with a maximum and a sum
+// parts are outputs not yet divided, with a reference and a sum
 const PAIRS: bool = true; // @spec
 
 // Must match `attention::merge::Params` (tested). Strides in elements.

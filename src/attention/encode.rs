@@ -119,8 +119,8 @@ fn broadcasts(
 }
 
 impl AttentionPlan {
-    /// Records the kernels into the caller's encoder, in a compute pass of their own; submits
-    /// nothing.
+    /// Records the kernels into the caller's encoder, in a compute pass of their own, and before it
+    /// what copies [`encode_pass`](Self::encode_pass) speaks of; submits nothing.
     ///
     /// # Errors
     /// As [`AttentionPlan::encode_pass`].
@@ -131,13 +131,20 @@ impl AttentionPlan {
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
         let (call, table) = self.check(args)?;
-        let textures = match self.texels(ctx, args)? {
+        let textures = match self.texels(ctx, args, &table)? {
             // the driver copies faster than a kernel
-            Some([q, k, v]) if [&q, &k, &v].iter().all(|input| input.copyable()) => Some([
-                q.copy(ctx, OP, encoder)?,
-                k.copy(ctx, OP, encoder)?,
-                v.copy(ctx, OP, encoder)?,
-            ]),
+            Some([q, k, v]) if [&q, &k, &v].iter().all(|input| input.copyable()) => {
+                // nothing is recorded for a call that is refused
+                self.check_bindings(ctx, args)?;
+                for key in self.keys(Variant { texels: true, ..call }) {
+                    ctx.kernel(key)?;
+                }
+                Some([
+                    q.copy(ctx, OP, encoder)?,
+                    k.copy(ctx, OP, encoder)?,
+                    v.copy(ctx, OP, encoder)?,
+                ])
+            }
             _ => None,
         };
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -154,7 +161,9 @@ impl AttentionPlan {
     /// by a kernel that the first such call compiles. On devices that read textures faster than
     /// buffers ([`Caps::texels`](crate::Caps::texels)), keys and values that many queries read, and
     /// the queries, are copied into textures, which take as much memory again until the work is done;
-    /// in a pass a kernel has to do it, and [`encode`](Self::encode) is faster.
+    /// in a pass a kernel has to do it, and [`encode`](Self::encode) is faster. Where rows of 16-bit
+    /// elements do not start at multiples of eight, or the views span far more than is read of them,
+    /// the buffers are read, by a kernel that the first such call compiles.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
@@ -173,18 +182,47 @@ impl AttentionPlan {
         self.record(ctx, pass, args, call, &table, None)
     }
 
+    /// Whether every view can be bound.
+    fn check_bindings(&self, ctx: &Context, args: &AttentionArgs<'_>) -> Result<()> {
+        fn bind<const N: usize>(
+            ctx: &Context,
+            what: &'static str,
+            view: Option<&TensorView<'_, N>>,
+        ) -> Result<()> {
+            view.map_or(Ok(()), |view| view.bind(OP, what, &ctx.caps).map(drop))
+        }
+        bind(ctx, "o", Some(&args.o))?;
+        bind(ctx, "lse", args.lse.as_ref())?;
+        bind(ctx, "slopes", args.slopes.as_ref())?;
+        bind(ctx, "bias", args.bias.as_ref())?;
+        bind(ctx, "visible", args.visible.as_ref())?;
+        bind(ctx, "sinks", args.sinks.as_ref())?;
+        bind(ctx, "metric", args.metric.as_ref())
+    }
+
     /// Queries, keys and values to be copied into textures, if the plan wants it and they can be.
     fn texels<'a>(
         &self,
         ctx: &Context,
         args: &AttentionArgs<'a>,
+        table: &Table,
     ) -> Result<Option<[texels::Input<'a>; 3]>> {
-        let caps = &ctx.caps;
+        let (s, caps) = (self.shape, &ctx.caps);
         // only where rows begin with a texel
         let elements = u64::from(texels::elements(self.options.dtype));
         let views = [&args.q, &args.k, &args.v];
         let whole = views.iter().all(|view| view.layout.is_multiple_of(elements));
-        if !self.texels || !whole || self.is_empty() {
+        // not a whole tensor for the sake of one of its heads, or of the few keys in a large cache
+        let rows_q = u64::from(s.batch) * u64::from(s.seq_q) * u64::from(s.heads);
+        let rows_k = table.keys * u64::from(s.heads_kv);
+        let sparse = |view: &TensorView<'_, 4>, rows: u64, dim: u32| {
+            let span = view.layout.end().unwrap_or(u64::MAX).saturating_sub(view.layout.offset);
+            span > (rows * u64::from(dim)).saturating_mul(8).saturating_add(1 << 16)
+        };
+        let sparse = sparse(&args.q, rows_q, s.head_dim)
+            || sparse(&args.k, rows_k, s.head_dim)
+            || sparse(&args.v, rows_k, s.head_dim_v);
+        if !self.texels || !whole || sparse || self.is_empty() {
             return Ok(None);
         }
         let bound =
@@ -320,7 +358,7 @@ impl AttentionPlan {
         }
         let (s, op, caps) = (self.shape, &self.options, &ctx.caps);
         let inputs = match textures {
-            None => self.texels(ctx, args)?,
+            None => self.texels(ctx, args, table)?,
             Some(_) => None,
         };
         let texels = textures.is_some() || inputs.is_some();

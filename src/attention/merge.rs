@@ -86,7 +86,7 @@ pub(super) struct Params {
 pub(super) struct Parts {
     /// Rows have different numbers of them.
     pub(super) counted: bool,
-    /// They are outputs not yet divided, with a maximum and a sum, instead of outputs and LSEs.
+    /// They are outputs not yet divided, with a reference and a sum, instead of outputs and LSEs.
     pub(super) pairs: bool,
 }
 

@@ -148,7 +148,7 @@ pub struct Tiles {
     /// Query rows that one invocation owns; a workgroup owns `workgroup * queries` rows. A row is
     /// a query of one of the heads that share a key head.
     pub queries: u32,
-    /// Keys that pass between two corrections of the running maximum.
+    /// Keys that pass together: between two corrections of the running maximum, where there are such.
     pub block_k: u32,
 }
 

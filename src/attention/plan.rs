@@ -191,11 +191,12 @@ impl Attention {
         }
         // a block that moves the reference is scored twice, and takes three trips. Nothing was gained
         // where loads take the time, and SwiftShader compiles for twice as long. Not only where these
-        // keys are texels, which depends on the rows, for a row's bits must not depend on them
+        // keys are texels, and with a fixed share of trips for all that is not keys: both else depend
+        // on the rows, and a row's bits must not
         let blocks = u64::from(pass.div_ceil(tiles.block_k));
         let lazy = caps.texels != 0
             && caps.tier == Tier::Subgroup
-            && blocks <= key_trips(caps, &shape, tiles) / 3;
+            && blocks <= caps.loop_trips.saturating_sub(2048) / 3;
         let lanes = caps.subgroup.map_or(1, |(min, _)| min.min(32));
         let tile_k = tile_k(caps, &shape, tiles);
         let plan = AttentionPlan {
@@ -338,8 +339,8 @@ impl Attention {
         fitted
     }
 
-    /// Whether keys and values are better copied into textures, which costs about as much as to read
-    /// them once: where several tiles of rows read them, all of them, as they lie.
+    /// Whether queries, keys and values are better copied into textures, which costs no more than to
+    /// read them once: where several tiles of rows read the keys, all of them, as they lie.
     fn texels(&self, caps: &Caps, shape: &AttentionShape) -> bool {
         let rows = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1));
         caps.texels >= texels::ROW
@@ -349,7 +350,7 @@ impl Attention {
             && self.split_keys(shape).is_none()
             && shape.head_dim.is_multiple_of(texels::elements(self.dtype))
             && shape.head_dim_v.is_multiple_of(texels::elements(self.dtype))
-            // tiles have 32 rows there, see select_tiles
+            // tiles have 16 or 32 rows there, see select_tiles
             && rows > 64
     }
 
@@ -466,14 +467,6 @@ fn tile_k(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u32 {
     (fits / tiles.block_k * tiles.block_k).max(tiles.block_k)
 }
 
-/// The driver's loop trips that the keys may take: loading queries and storing outputs take one for
-/// each chunk of a query and of each output.
-fn key_trips(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u64 {
-    let [d4, dv4] = [shape.head_dim, shape.head_dim_v].map(|d| u64::from(d.div_ceil(4)));
-    let rows = if caps.cpu { d4 + u64::from(tiles.queries) * dv4 } else { 0 };
-    caps.loop_trips.saturating_sub(rows)
-}
-
 /// The most keys that one pass can visit within the driver's loop trips, staged in a loop or not.
 fn longest(
     caps: &Caps,
@@ -484,7 +477,9 @@ fn longest(
 ) -> u64 {
     let (block, tile) = (u64::from(tiles.block_k), u64::from(tile_k(caps, shape, tiles)));
     let [d4, dv4] = [shape.head_dim, shape.head_dim_v].map(|d| u64::from(d.div_ceil(4)));
-    let trips = key_trips(caps, shape, tiles);
+    // a trip for each chunk of a query, and for each of the outputs
+    let rows = if caps.cpu { d4 + u64::from(tiles.queries) * dv4 } else { 0 };
+    let trips = caps.loop_trips.saturating_sub(rows);
     match (algorithm, caps.tier) {
         // three loops over a row
         (Algorithm::Unfused, _) => caps.loop_trips / 3,
@@ -569,7 +564,7 @@ impl AttentionPlan {
         self.scratch_parts().iter().fold(0, |sum: u64, &part| sum.saturating_add(part))
     }
 
-    /// Bytes of scores or partial outputs, and of the partial outputs' maxima and sums. Each a
+    /// Bytes of scores or partial outputs, and of the partial outputs' references and sums. Each a
     /// multiple of 256, the largest alignment of a binding.
     pub(super) fn scratch_parts(&self) -> [u64; 2] {
         let s = self.shape;

@@ -22,6 +22,8 @@ pub(super) struct Table {
     pub(super) records: u32,
     /// Place of each query's number of parts.
     pub(super) counts: u32,
+    /// Keys of all sequences.
+    pub(super) keys: u64,
 }
 
 /// Checks the lengths, bounds and pages of a call, and lays out its work: blocks of `rows` rows, a
@@ -38,7 +40,8 @@ pub(super) fn build(
     check_given(op, args)?;
     // equal sequences need no table
     if !op.ragged() {
-        return Ok(Table { words: Vec::new(), items: 0, records: 0, counts: 0 });
+        let keys = u64::from(s.batch) * u64::from(s.seq_k);
+        return Ok(Table { words: Vec::new(), items: 0, records: 0, counts: 0, keys });
     }
     let sequences = sequences(s, args)?;
     let limit = |what, need: usize| Error::Limit {
@@ -80,7 +83,8 @@ pub(super) fn build(
         }
     }
     place(&words)?;
-    Ok(Table { words, items, records, counts })
+    let keys = sequences.iter().map(|sequence| u64::from(sequence.k_len)).sum();
+    Ok(Table { words, items, records, counts, keys })
 }
 
 /// Parts of a sequence's keys; one where there are none, which writes the empty result.
