@@ -338,7 +338,7 @@ fn prefill(ctx: &Context, quick: bool) -> Result<()> {
             let (plan, flops) = (options.plan(ctx, shape)?, options.flops(&shape));
             calls.push(Call { name, plan, args, flops, bytes: 0.0 });
         }
-        table(ctx, &calls, if quick { 1 } else { 2 }, copy)?;
+        table(ctx, &calls, if quick { 1 } else { 5 }, copy)?;
     }
     Ok(())
 }
