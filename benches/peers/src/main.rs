@@ -1,6 +1,7 @@
 //! Attention of other crates beside this crate's: one adapter, one run, interleaved, wall clock from
 //! submission to an idle device, medians. Every result is compared with the others' first.
-//! `cargo run --release --manifest-path benches/peers/Cargo.toml [-- --quick]`
+//! `cargo run --release --manifest-path benches/peers/Cargo.toml
+//! [-- --quick] [-- HEAD_DIM]`
 #![allow(clippy::cast_possible_truncation, reason = "sizes are small")]
 
 use std::time::Instant;
@@ -153,7 +154,11 @@ fn main() -> AnyResult<()> {
         let small = [512, 1024, 2048].map(|n| prefill(8, n, 64));
         [&small[..], &[prefill(16, 2048, 128), decode(8, 4096)]].concat()
     };
+    let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     for shape in shapes {
+        if only.as_ref().is_some_and(|dim| *dim != shape.head_dim.to_string()) {
+            continue;
+        }
         let s = shape;
         let count = |rows: u32| (s.batch * s.heads * rows * s.head_dim) as usize;
         let data = [(1, s.seq_q), (2, s.seq_k), (3, s.seq_k)]
@@ -166,8 +171,15 @@ fn main() -> AnyResult<()> {
                 burns("burn attention", &device, shape, causal, false, &data),
                 burns("burn plain tensors", &device, shape, causal, true, &data),
             ];
+            let label = format!("[{}, {}, {}, {}]", s.batch, s.heads, s.seq_k, s.head_dim);
+            let kind = match (s.seq_q, causal) {
+                (1, _) => "decode",
+                (_, true) => "causal",
+                _ => "full",
+            };
             let mut firsts = Vec::new();
             let mut outputs: Vec<Vec<f32>> = Vec::new();
+            // one that fails is out of it; the others go on
             runners.retain_mut(|runner| {
                 let started = Instant::now();
                 let ran = (runner.run)();
@@ -176,11 +188,14 @@ fn main() -> AnyResult<()> {
                     Ok(output) => {
                         firsts.push(first);
                         outputs.push(output);
+                        true
                     }
-                    Err(error) => println!("{label:>22} {kind:>7} {:>20} fails: {error}", runner.name),
+                    Err(error) => {
+                        let line = error.to_string().replace('\n', " ");
+                        println!("{label:>22} {kind:>7} {:>20} fails: {line:.120}", runner.name);
+                        false
+                    }
                 }
-                // the others go on
-                outputs.len() == firsts.len() && outputs.last().is_some_and(|o| !o.is_empty())
             });
             let mut times = vec![Vec::new(); runners.len()];
             for _ in 0..if quick { 1 } else { 5 } {
@@ -195,12 +210,8 @@ fn main() -> AnyResult<()> {
                 let error = distance(&outputs[i], &outputs[0]);
                 println!(
                     "{:>22} {:>7} {:>20} {:>10.2} {:>9.2} {:>10.2} {:>9.1e}",
-                    format!("[{}, {}, {}, {}]", s.batch, s.heads, s.seq_k, s.head_dim),
-                    match (s.seq_q, causal) {
-                        (1, _) => "decode",
-                        (_, true) => "causal",
-                        _ => "full",
-                    },
+                    label,
+                    kind,
                     runner.name,
                     firsts[i],
                     medians[i] * 1e3,
