@@ -10,12 +10,13 @@ pub mod noop;
 pub mod reflect;
 pub mod uniformity;
 
-use std::sync::OnceLock;
+use std::{cell::OnceCell, sync::OnceLock};
 
 use half::{bf16, f16};
 use tilewise::{Context, DType, Element, Layout, Result, Tensor, TensorView, Tier, wgpu};
 
 /// A device to test on, with kernels of one tier.
+#[derive(Clone)]
 pub struct Device {
     /// Adapter, backend and tier, for messages.
     pub name: String,
@@ -24,30 +25,19 @@ pub struct Device {
 
 /// Every adapter present, once for each tier that it can run.
 ///
+/// Tests, and with them their threads, share devices, but for those of OpenGL: there wgpu holds one
+/// lock while kernels run, and whoever waits for it for six seconds panics.
+///
 /// # Panics
 /// If there is no adapter, unless `TILEWISE_ALLOW_NO_GPU=1`: tests that silently skip prove nothing.
 pub fn devices() -> &'static [Device] {
-    static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
-    DEVICES.get_or_init(|| {
-        let mut found = Vec::new();
-        for adapter in pollster::block_on(Context::adapters()) {
-            let info = adapter.get_info();
-            let ctx = match pollster::block_on(Context::from_adapter(&adapter)) {
-                Ok(ctx) => ctx,
-                Err(error) => panic!("{} ({}): {error}", info.name, info.backend),
-            };
-            for tier in [Tier::Portable, Tier::Subgroup] {
-                match ctx.with_tier(tier) {
-                    Ok(ctx) => found.push(Device {
-                        name: format!("{} ({}, {tier})", info.name, info.backend),
-                        ctx,
-                    }),
-                    Err(missing) => {
-                        eprintln!("skipped: {} ({}), {tier}: {missing}", info.name, info.backend)
-                    }
-                }
-            }
-        }
+    static SHARED: OnceLock<Vec<Device>> = OnceLock::new();
+    thread_local! {
+        static DEVICES: OnceCell<&'static [Device]> = const { OnceCell::new() };
+    }
+    let all = || {
+        let mut found = SHARED.get_or_init(|| open(|backend| backend != wgpu::Backend::Gl)).clone();
+        found.extend(open(|backend| backend == wgpu::Backend::Gl));
         if found.is_empty() {
             let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
             assert!(
@@ -56,8 +46,36 @@ pub fn devices() -> &'static [Device] {
             );
             eprintln!("skipped: no adapter (TILEWISE_ALLOW_NO_GPU=1)");
         }
-        found
-    })
+        &*found.leak()
+    };
+    DEVICES.with(|devices| *devices.get_or_init(all))
+}
+
+/// Opens the adapters of some backends.
+fn open(wanted: impl Fn(wgpu::Backend) -> bool) -> Vec<Device> {
+    let mut found = Vec::new();
+    for adapter in pollster::block_on(Context::adapters()) {
+        let info = adapter.get_info();
+        if !wanted(info.backend) {
+            continue;
+        }
+        let ctx = match pollster::block_on(Context::from_adapter(&adapter)) {
+            Ok(ctx) => ctx,
+            Err(error) => panic!("{} ({}): {error}", info.name, info.backend),
+        };
+        for tier in [Tier::Portable, Tier::Subgroup] {
+            match ctx.with_tier(tier) {
+                Ok(ctx) => found.push(Device {
+                    name: format!("{} ({}, {tier})", info.name, info.backend),
+                    ctx,
+                }),
+                Err(missing) => {
+                    eprintln!("skipped: {} ({}), {tier}: {missing}", info.name, info.backend)
+                }
+            }
+        }
+    }
+    found
 }
 
 /// Whether every device is to take every case: `TILEWISE_SLOW=1`.
