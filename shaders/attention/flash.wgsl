@@ -218,6 +218,16 @@ fn flash(
     // the keys that each row sees, [lower, limit); past-the-end rows repeat the last one
     let rows_q = seq_q * params.pack;
     let first_row = block * (WORKGROUP * QUERIES);
+    // @if SUBGROUP
+    // @else
+    // @if STAGED
+    // @else
+    // nobody waits for an invocation without rows
+    if first_row + local >= rows_q {
+        return;
+    }
+    // @end
+    // @end
     var row: array<u32, QUERIES>;
     var head: array<u32, QUERIES>;
     var limit: array<u32, QUERIES>;

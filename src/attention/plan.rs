@@ -34,6 +34,8 @@ pub struct AttentionPlan {
     tile_k: u32,
     /// They are staged in a loop.
     stage_rolled: bool,
+    /// So few rows that staging is no gain.
+    few: bool,
     /// Outputs are rescaled only when a score is too far from the running reference.
     lazy: bool,
     /// Queries, keys and values are better copied into textures.
@@ -209,6 +211,7 @@ impl Attention {
             lanes,
             tile_k,
             stage_rolled,
+            few: few(caps, &shape),
             lazy,
             texels: self.texels(caps, &shape),
             split,
@@ -459,6 +462,13 @@ fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
     Ok(t)
 }
 
+/// Whether one vector of a CPU holds all rows of a key head: keys staged for them are no better than
+/// where they are, and invocations without a row load nothing.
+fn few(caps: &Caps, shape: &AttentionShape) -> bool {
+    let rows = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1));
+    caps.cpu && rows <= 8
+}
+
 /// Keys that the portable kernel stages at a time: whole blocks that fit the workgroup memory that
 /// every device has.
 fn tile_k(caps: &Caps, shape: &AttentionShape, tiles: Tiles) -> u32 {
@@ -528,7 +538,7 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape, in_texels: bool) -> Tiles {
     let widest = caps.subgroup.map_or(32, |(_, max)| max);
     let workgroup = match (caps.cpu, caps.tier) {
         (true, Tier::Subgroup) => widest,
-        (true, Tier::Portable) if in_texels => 8,
+        (true, Tier::Portable) if in_texels || few(caps, shape) => 8,
         // rows staged in workgroup memory serve more queries
         (true, Tier::Portable) => 32,
         (false, _) => widest.max(64),
@@ -725,7 +735,10 @@ impl AttentionPlan {
             ("PAIRS", (load == 2).to_string()),
             ("TILE_K", number(self.tile_k)),
             // a texel is read as fast as workgroup memory
-            ("STAGED", (!subgroup && !variant.texels && self.tile_k > t.block_k).to_string()),
+            (
+                "STAGED",
+                (!subgroup && !variant.texels && !self.few && self.tile_k > t.block_k).to_string(),
+            ),
             ("K_STAGE", number((self.tile_k * d4).div_ceil(t.workgroup))),
             ("V_STAGE", number((self.tile_k * dv4).div_ceil(t.workgroup))),
             ("RIGHT_BOUND", bounded(right).to_string()),
