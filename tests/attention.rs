@@ -1107,7 +1107,8 @@ fn seventy_thousand_keys() {
 /// for some rows and not for their neighbours, whose bits must not change for it.
 #[test]
 fn scores_far_from_each_other() {
-    let patterns: [(&str, fn(u32) -> f32); 6] = [
+    type Score = fn(u32) -> f32;
+    let patterns: [(&str, Score); 6] = [
         ("rising", |j| 1.7 * j as f32),
         ("falling", |j| -1.7 * j as f32),
         ("low", |j| -300.0 + (j % 7) as f32 * 0.3),
