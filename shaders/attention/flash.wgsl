@@ -1,9 +1,9 @@
 // FlashAttention-2 forward, both tiers, every option.
 // One workgroup owns WORKGROUP * QUERIES rows of one (sequence, group of heads); one invocation owns
 // QUERIES of them (row = first + i * WORKGROUP + lane) and keeps their queries, running maxima (or
-// what stands for them, see LAZY), sums and outputs in registers. A row is one query of one of `pack` heads that share a key head, so
-// that a few queries of many heads fill a workgroup and read the keys once. Keys pass in blocks of
-// BLOCK_K, one correction of the running maximum each.
+// what stands for them, see LAZY), sums and outputs in registers. A row is one query of one of `pack`
+// heads that share a key head, so that a few queries of many heads fill a workgroup and read the keys
+// once. Keys pass in blocks of BLOCK_K, at most one correction of the maximum each.
 // SUBGROUP: each lane loads a share of the block's rows with vec4 loads, and every lane hears the
 // others' by broadcast. No workgroup memory, no barrier. Otherwise keys pass in tiles of TILE_K,
 // staged in workgroup memory where STAGED, else read from where they are.
@@ -508,8 +508,11 @@ fn flash(
         let scale_v = v_scale_load(dot(scale_at, params.v_scale.xyz) + params.v_scale.w);
         // @end
         // online softmax; s becomes the weights
-        var shrink: array<f32, QUERIES>;
+        // @if LAZY
         var move_any = false;
+        // @else
+        var shrink: array<f32, QUERIES>;
+        // @end
         // @unroll I QUERIES
         {
             // @if LAZY

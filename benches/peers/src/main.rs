@@ -1,7 +1,6 @@
 //! Attention of other crates beside this crate's: one adapter, one run, interleaved, wall clock from
 //! submission to an idle device, medians. Every result is compared with the others' first.
-//! `cargo run --release --manifest-path benches/peers/Cargo.toml
-//! [-- --quick] [-- HEAD_DIM]`
+//! `cargo run --release --manifest-path benches/peers/Cargo.toml [-- [--quick] [HEAD_DIM]]`
 #![allow(clippy::cast_possible_truncation, reason = "sizes are small")]
 
 use std::time::Instant;
