@@ -83,6 +83,9 @@ pub struct Caps {
     /// On Mesa's llvmpipe before release 25 a load from a buffer takes several times as long as one
     /// from a texture. Each call needs as much memory again as its inputs span, until its work is done.
     pub texels: u32,
+    /// Kernels may read buffers in 64-bit words (`Features::SHADER_INT64`), and gain by it: the driver
+    /// loads one word of one lane after the other.
+    pub wide_loads: bool,
     /// The device is a CPU: loads are dear, arithmetic and subgroup broadcasts cheap.
     pub cpu: bool,
 }
@@ -109,6 +112,7 @@ impl Caps {
             loop_trips: u64::MAX,
             unrolled: UNROLLED,
             texels: 0,
+            wide_loads: false,
             cpu: false,
         }
     }
@@ -150,6 +154,7 @@ impl Caps {
                 }
                 _ => 0,
             },
+            wide_loads: old && features.contains(wgpu::Features::SHADER_INT64),
             cpu: info.device_type == wgpu::DeviceType::Cpu,
         }
     }

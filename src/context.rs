@@ -112,8 +112,10 @@ impl Context {
     /// # Errors
     /// [`Error::NoDevice`].
     pub async fn from_adapter(adapter: &wgpu::Adapter) -> Result<Self> {
-        let useful =
-            wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY;
+        let useful = wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::SHADER_INT64
+            | wgpu::Features::TIMESTAMP_QUERY;
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("tilewise"),
@@ -137,7 +139,8 @@ impl Context {
     /// Installs no handler on the device and submits nothing to the queue; only
     /// [`Tensor::download`](crate::Tensor::download), [`Context::wait`] and the timing helper,
     /// when called, submit and poll. What the kernels can use is what the device was opened with:
-    /// ask the adapter for its limits and for `SUBGROUP` (and `TIMESTAMP_QUERY` to time). The loss
+    /// ask the adapter for its limits and for `SUBGROUP` (and `TIMESTAMP_QUERY` to time;
+    /// `SHADER_INT64` makes decoding faster on Mesa's CPU driver before release 25). The loss
     /// of the device is the caller's to watch for (`Device::set_device_lost_callback`): wgpu accepts
     /// calls on a lost device in silence.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Self {
@@ -218,9 +221,11 @@ impl Context {
     }
 
     /// The WGSL text of every kernel compiled so far as a browser is given it, each once, sorted: to
-    /// look at, or to try on another compiler.
+    /// look at, or to try on another compiler. Without those that read 64-bit words, which WGSL does
+    /// not know and no browser is given ([`Caps::wide_loads`]).
     pub fn compiled_wgsl(&self) -> Vec<String> {
-        let keys: Vec<Key> = lock(&self.shared.kernels).keys().cloned().collect();
+        let mut keys: Vec<Key> = lock(&self.shared.kernels).keys().cloned().collect();
+        keys.retain(Key::is_portable);
         let mut texts: Vec<String> = keys.iter().map(Key::browser_wgsl).collect();
         texts.sort_unstable();
         texts.dedup();

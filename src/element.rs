@@ -167,11 +167,14 @@ pub(crate) struct TensorDecl {
     pub(crate) vec4: bool,
     /// Read from a texture, see [`texels`](crate::texels); `vec4`, and read only.
     pub(crate) texels: bool,
+    /// Read eight elements at a time, as 64-bit words, where rows start at multiples of eight; `vec4`,
+    /// and read only.
+    pub(crate) wide: bool,
 }
 
 impl TensorDecl {
     pub(crate) const fn new(dtype: DType, vec4: bool) -> Self {
-        Self { dtype, vec4, texels: false }
+        Self { dtype, vec4, texels: false, wide: false }
     }
 
     /// One line of WGSL that declares binding `index` as `name`, with its access functions.
@@ -189,6 +192,9 @@ impl TensorDecl {
     ///
     /// Bytes can only be read.
     pub(crate) fn wgsl(self, name: &str, index: u32, writable: bool) -> String {
+        if self.wide {
+            return self.wide_wgsl(name, index);
+        }
         if matches!(self.dtype, DType::I8 | DType::U8) {
             return self.bytes_wgsl(name, index);
         }
@@ -350,6 +356,44 @@ impl TensorDecl {
              fn {name}_load(i: u32) -> f32 {{ return {name}_load4(i)[i & 3u]; }} \
              fn {name}_load4(i: u32) -> vec4<f32> {{ let t = {name}_texel(i); return {load4}; }} \
              fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ return {name}_load4(i); }}"
+        )
+    }
+
+    /// [`wgsl`](Self::wgsl) for eight elements at a time, of which `NAME_load8(i)` is the only access.
+    ///
+    /// Mesa's llvmpipe before release 25 loads a word of one lane after the other, and one of 64 bits
+    /// as fast as one of 32.
+    fn wide_wgsl(self, name: &str, index: u32) -> String {
+        let (cell, two) = match self.dtype {
+            DType::F32 => (
+                "vec4<u64>",
+                "return array<vec4<f32>, 2>(bitcast<vec4<f32>>(vec4<u32>(u32(w.x), u32(w.x >> 32u), u32(w.y), u32(w.y >> 32u))), \
+                 bitcast<vec4<f32>>(vec4<u32>(u32(w.z), u32(w.z >> 32u), u32(w.w), u32(w.w >> 32u))));"
+                    .to_owned(),
+            ),
+            DType::F16 | DType::BF16 => (
+                "vec2<u64>",
+                format!(
+                    "return array<vec4<f32>, 2>({decode}(vec2<u32>(u32(w.x), u32(w.x >> 32u))), {decode}(vec2<u32>(u32(w.y), u32(w.y >> 32u))));",
+                    decode = self.decode4()
+                ),
+            ),
+            DType::I8 | DType::U8 => {
+                // spread by a shift from the top, which for the signed keeps the sign
+                let int = if self.dtype == DType::I8 { "i32" } else { "u32" };
+                let four = |w: &str| {
+                    format!("vec4<f32>(bitcast<vec4<{int}>>(vec4<u32>({w}) << s) >> vec4<u32>(24u))")
+                };
+                let (x, y) = (four("u32(w)"), four("u32(w >> 32u)"));
+                (
+                    "u64",
+                    format!("let s = vec4<u32>(24u, 16u, 8u, 0u); return array<vec4<f32>, 2>({x}, {y});"),
+                )
+            }
+        };
+        format!(
+            "@group(0) @binding({index}) var<storage, read> {name}: array<{cell}>; \
+             fn {name}_load8(i: u32) -> array<vec4<f32>, 2> {{ let w = {name}[i >> 3u]; {two} }}"
         )
     }
 

@@ -43,6 +43,7 @@ const LIBS: &[Source] = &[
     source!("lib/exp2.wgsl"),
     source!("lib/index.wgsl"),
     source!("lib/linear.wgsl"),
+    source!("lib/scores.wgsl"),
     source!("lib/window.wgsl"),
 ];
 
@@ -93,6 +94,11 @@ impl Key {
         text
     }
 
+    /// Whether this is WGSL, not naga's extension of it.
+    pub(crate) fn is_portable(&self) -> bool {
+        self.tensors.iter().all(|(_, decl)| decl.is_none_or(|decl| !decl.wide))
+    }
+
     /// File, entry point and constants, for profilers and messages.
     pub(crate) fn label(&self) -> String {
         let mut label = format!("{}:{}", self.source.path.trim_end_matches(".wgsl"), self.entry);
@@ -104,6 +110,7 @@ impl Key {
             if let Some(decl) = decl {
                 let four = match decl {
                     TensorDecl { texels: true, .. } => " texels",
+                    TensorDecl { wide: true, .. } => "x8",
                     TensorDecl { vec4: true, .. } => "x4",
                     _ => "",
                 };

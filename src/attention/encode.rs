@@ -322,7 +322,7 @@ impl AttentionPlan {
         }
         distinct_outputs(OP, &outputs, &inputs)?;
         let group = s.heads / s.heads_kv;
-        let rows = self.tiles.workgroup * self.tiles.queries;
+        let rows = self.rows();
         // also checks that none of a table's parts is given without being planned for
         let table = table::build(op, &s, args, pages, group, rows, self.split)?;
         let variant = Variant {
@@ -331,6 +331,7 @@ impl AttentionPlan {
                 args.k.layout.is_multiple_of(4) && args.v.layout.is_multiple_of(4),
                 args.o.layout.is_multiple_of(4),
             ],
+            aligned8: args.k.layout.is_multiple_of(8) && args.v.layout.is_multiple_of(8),
             lse: args.lse.is_some(),
             bias_f32: bias.is_some_and(|view| view.dtype == DType::F32),
             metric_aligned: metric.is_none_or(|view| view.layout.is_multiple_of(4)),
@@ -369,7 +370,7 @@ impl AttentionPlan {
             .collect::<Result<Vec<_>>>()?;
         let group = s.heads / s.heads_kv;
         let rows_q = u64::from(s.seq_q) * u64::from(group);
-        let rows = u64::from(self.tiles.workgroup) * u64::from(self.tiles.queries);
+        let rows = u64::from(self.rows());
         let number = |what, need: u64| {
             u32::try_from(need).map_err(|_| Error::Limit {
                 op: OP,

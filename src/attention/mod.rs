@@ -133,7 +133,8 @@ pub enum Split {
     /// One workgroup for all keys.
     Never,
     /// Cut at every multiple of so many keys, a multiple of 64. The bits of a row depend on this
-    /// number and the row's own keys, never on the other sequences of the batch.
+    /// number and the row's own keys, on a CPU also on whether more than four rows share a key head,
+    /// never on the other sequences of the batch.
     Keys(u32),
 }
 
@@ -146,7 +147,9 @@ pub struct Tiles {
     /// Invocations in a workgroup.
     pub workgroup: u32,
     /// Query rows that one invocation owns; a workgroup owns `workgroup * queries` rows. A row is
-    /// a query of one of the heads that share a key head.
+    /// a query of one of the heads that share a key head. Where a CPU decodes, with at most four rows
+    /// and head sizes that are multiples of eight, the invocations of a workgroup share channels and
+    /// own `queries` rows together; tiles that are given choose the other kernel.
     pub queries: u32,
     /// Keys that pass together: between two corrections of the running maximum, where there are such.
     pub block_k: u32,

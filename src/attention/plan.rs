@@ -14,6 +14,7 @@ use crate::{
 };
 
 const FLASH: Source = source!("attention/flash.wgsl");
+const DECODE: Source = source!("attention/decode.wgsl");
 const SCORES: Source = source!("attention/unfused_scores.wgsl");
 const SOFTMAX: Source = source!("attention/unfused_softmax.wgsl");
 const VALUES: Source = source!("attention/unfused_values.wgsl");
@@ -36,6 +37,10 @@ pub struct AttentionPlan {
     stage_rolled: bool,
     /// So few rows that staging is no gain.
     few: bool,
+    /// So few that the lanes of a workgroup share channels, not rows.
+    decode: bool,
+    /// The decoding kernel may read 64-bit words.
+    wide_loads: bool,
     /// Outputs are rescaled only when a score is too far from the running reference.
     lazy: bool,
     /// Queries, keys and values are better copied into textures.
@@ -49,6 +54,8 @@ pub struct AttentionPlan {
 pub(super) struct Variant {
     /// Rows of q, of k and v, and of o start at multiples of four elements.
     pub(super) aligned: [bool; 3],
+    /// Rows of k and v start at multiples of eight elements.
+    pub(super) aligned8: bool,
     pub(super) lse: bool,
     /// The bias is f32, not the plan's type.
     pub(super) bias_f32: bool,
@@ -78,7 +85,8 @@ impl Attention {
     /// [`Attention::design`], with the tiles that the context's table has for it.
     fn design_tuned(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
         let caps = &ctx.caps;
-        let tuned = self.tunable().then(|| ctx.tuning()).flatten().and_then(|table| {
+        let tunable = self.tunable() && !self.decodes(caps, &shape);
+        let tuned = tunable.then(|| ctx.tuning()).flatten().and_then(|table| {
             let entry = table.entries.get(&self.tuning_key(caps, &shape))?;
             let &Tuned::Attention { workgroup, queries, block_k } = entry else {
                 return Some(Err(refuse(OP, "the entry is of another operator")));
@@ -125,6 +133,9 @@ impl Attention {
     pub fn candidates(&self, caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
         let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
         let unrolled = |t: &Tiles| chunks.saturating_mul(t.queries).saturating_mul(t.block_k);
+        if self.decodes(caps, shape) {
+            return vec![self.decode_tiles(caps, shape)];
+        }
         let own = self.fit(caps, shape, select_tiles(caps, shape, self.texels(caps, shape)));
         let most = caps.unrolled.max(unrolled(&own));
         let mut all = vec![own];
@@ -153,8 +164,10 @@ impl Attention {
         }
         self.check_options(caps, &shape)?;
         let split = self.split_keys(&shape);
+        let decode = self.decodes(caps, &shape);
         let mut tiles = match self.tiles {
             Some(tiles) => check_tiles(caps, &shape, tiles)?,
+            None if decode => self.decode_tiles(caps, &shape),
             None => self.fit(caps, &shape, select_tiles(caps, &shape, self.texels(caps, &shape))),
         };
         if let Some(most) = self.most_block(&shape)
@@ -212,6 +225,8 @@ impl Attention {
             tile_k,
             stage_rolled,
             few: few(caps, &shape),
+            decode,
+            wide_loads: caps.wide_loads,
             lazy,
             texels: self.texels(caps, &shape),
             split,
@@ -355,6 +370,49 @@ impl Attention {
             && shape.head_dim_v.is_multiple_of(texels::elements(self.dtype))
             // tiles have 16 or 32 rows there, see select_tiles
             && rows > 64
+    }
+
+    /// Whether lanes share channels, not rows: where there are so few rows that most lanes would have
+    /// none, on a CPU, which computes for them all the same. Only where keys are shared out, and the
+    /// rows are of one sequence: a row's bits must not depend on the batch.
+    fn decodes(&self, caps: &Caps, shape: &AttentionShape) -> bool {
+        let rows = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1));
+        // a workgroup is one subgroup
+        let whole = match (caps.tier, caps.subgroup) {
+            (Tier::Subgroup, Some((min, max))) => min == max && max <= caps.invocations,
+            _ => true,
+        };
+        caps.cpu
+            && whole
+            && rows <= 4
+            && self.split_keys(shape).is_some()
+            && !self.packed
+            && self.tiles.is_none()
+            && self.algorithm == Algorithm::Flash
+            && !self.metric
+            && shape.head_dim.is_multiple_of(8)
+            && shape.head_dim_v.is_multiple_of(8)
+    }
+
+    /// Tiles of the decoding kernel: a workgroup is the lanes, and each of them has all `queries`.
+    fn decode_tiles(&self, caps: &Caps, shape: &AttentionShape) -> Tiles {
+        let workgroup = match (caps.tier, caps.subgroup) {
+            (Tier::Subgroup, Some((_, max))) => max,
+            _ => 8.min(caps.invocations),
+        };
+        let rows = shape.seq_q.saturating_mul(shape.heads / shape.heads_kv.max(1));
+        let queries = rows.max(1).next_power_of_two();
+        let chunks = [shape.head_dim, shape.head_dim_v]
+            .iter()
+            .map(|dim| (dim / 8).div_ceil(workgroup))
+            .sum::<u32>();
+        // enough keys at a time to hide the latency of sums, and no longer a text than compiles soon
+        // with four rows: a row's bits do not depend on how many of them there are
+        let mut block_k = 4;
+        while block_k > 1 && block_k * chunks > (caps.unrolled / 8).min(32) {
+            block_k /= 2;
+        }
+        Tiles { workgroup, queries, block_k: self.most_block(shape).unwrap_or(64).min(block_k) }
     }
 
     /// Keys of one part, if keys are shared out. Never a function of the batch or of the number of
@@ -561,6 +619,11 @@ impl AttentionPlan {
         self.tiles
     }
 
+    /// Rows of one workgroup.
+    pub(super) fn rows(&self) -> u32 {
+        if self.decode { self.tiles.queries } else { self.tiles.workgroup * self.tiles.queries }
+    }
+
     /// Which kernels run.
     pub fn tier(&self) -> Tier {
         self.tier
@@ -609,6 +672,7 @@ impl AttentionPlan {
     fn usual(&self) -> Variant {
         Variant {
             aligned: [true; 3],
+            aligned8: true,
             lse: false,
             bias_f32: false,
             metric_aligned: true,
@@ -648,7 +712,8 @@ impl AttentionPlan {
                 },
             ];
         }
-        let mut keys = vec![self.flash_key(variant)];
+        let mut keys =
+            vec![if self.decode { self.decode_key(variant) } else { self.flash_key(variant) }];
         if self.split.is_some() {
             keys.push(merge::key(
                 s.head_dim_v,
@@ -665,31 +730,29 @@ impl AttentionPlan {
         TensorDecl::new(self.options.dtype, vec4)
     }
 
-    fn flash_key(&self, variant: Variant) -> Key {
-        let (s, t, op) = (self.shape, self.tiles, self.options);
+    /// Type of keys and values.
+    fn kv_dtype(&self) -> DType {
+        if self.options.quantized.is_some() { DType::I8 } else { self.options.dtype }
+    }
+
+    /// What the kernels are given, but for a metric.
+    fn tensors(&self, variant: Variant) -> Vec<(&'static str, Option<TensorDecl>)> {
+        let (s, op) = (self.shape, self.options);
         let f32_decl = |present: bool| present.then_some(TensorDecl::new(DType::F32, false));
-        let number = |x: u32| format!("{x}u");
-        let split = self.split.is_some();
-        let (d4, dv4) = (s.head_dim.div_ceil(4), s.head_dim_v.div_ceil(4));
-        let kv_dtype = if op.quantized.is_some() { DType::I8 } else { op.dtype };
-        let decl = |dtype, aligned: bool, dim: u32| {
-            Some(TensorDecl::new(dtype, aligned && dim.is_multiple_of(4)))
+        let rows = |dtype, aligned: bool, dim: u32| {
+            let decl = TensorDecl::new(dtype, aligned && dim.is_multiple_of(4));
+            Some(TensorDecl { texels: variant.texels, ..decl })
         };
-        let rows = |dtype, aligned, dim| {
-            decl(dtype, aligned, dim).map(|decl| TensorDecl { texels: variant.texels, ..decl })
+        let o = match self.split {
+            Some(_) => TensorDecl::new(DType::F32, true),
+            None => self.output(variant),
         };
-        let o = match split {
-            true => Some(TensorDecl::new(DType::F32, true)),
-            false => Some(self.output(variant)),
-        };
-        let metric =
-            TensorDecl::new(DType::F32, variant.metric_aligned && s.head_dim.is_multiple_of(4));
         let bias_dtype = if variant.bias_f32 { DType::F32 } else { op.dtype };
-        let tensors = vec![
+        vec![
             ("q", rows(op.dtype, variant.aligned[0], s.head_dim)),
-            ("k", rows(kv_dtype, variant.aligned[1], s.head_dim)),
-            ("v", rows(kv_dtype, variant.aligned[1], s.head_dim_v)),
-            ("o", o),
+            ("k", rows(self.kv_dtype(), variant.aligned[1], s.head_dim)),
+            ("v", rows(self.kv_dtype(), variant.aligned[1], s.head_dim_v)),
+            ("o", Some(o)),
             ("lse", f32_decl(true)),
             ("slopes", f32_decl(op.alibi)),
             ("bias", op.bias.then_some(TensorDecl::new(bias_dtype, false))),
@@ -697,19 +760,83 @@ impl AttentionPlan {
             ("sinks", f32_decl(op.sinks)),
             ("k_scale", f32_decl(op.quantized.is_some())),
             ("v_scale", f32_decl(op.quantized.is_some())),
-            ("metric", op.metric.then_some(metric)),
-        ];
+        ]
+    }
+
+    /// Constants of the options that both kernels know.
+    fn option_spec(&self) -> Vec<(&'static str, String)> {
+        let (s, op) = (self.shape, self.options);
         let (left, right) = op.reach();
         let bounded = |keys: i64| keys < i64::from(MAX_SEQ);
         // with bounds no later than the ends of the keys, every row sees every key of a whole block
-        let whole = s.seq_k.is_multiple_of(t.block_k) && !op.ragged();
+        let whole = s.seq_k.is_multiple_of(self.tiles.block_k) && !op.ragged();
         let partial = bounded(left) || bounded(right) || op.bias || op.visible || !whole;
+        let number = |x: u32| format!("{x}u");
+        vec![
+            ("RIGHT_BOUND", bounded(right).to_string()),
+            ("LEFT_BOUND", bounded(left).to_string()),
+            ("BOTTOM_RIGHT", (op.alignment() == CausalAlignment::BottomRight).to_string()),
+            ("PARTIAL", partial.to_string()),
+            ("SOFTCAP", op.softcap.is_some().to_string()),
+            ("ALIBI", op.alibi.to_string()),
+            ("BIAS", op.bias.to_string()),
+            ("MASK", op.visible.to_string()),
+            ("SINKS", op.sinks.to_string()),
+            ("RAGGED", op.ragged().to_string()),
+            ("PAGED", op.page_size.is_some().to_string()),
+            ("PAGE", number(op.page_size.unwrap_or(1))),
+            ("QUANTIZED", op.quantized.is_some().to_string()),
+            ("SCALE_BLOCK", number(op.quantized.unwrap_or(1))),
+            ("SPLIT", self.split.is_some().to_string()),
+            ("SOFT_EXP2", self.cpu.to_string()),
+        ]
+    }
+
+    fn decode_key(&self, variant: Variant) -> Key {
+        let (s, t) = (self.shape, self.tiles);
+        let number = |x: u32| format!("{x}u");
+        let wide = self.wide_loads && variant.aligned8;
+        let mut tensors = self.tensors(variant);
+        for (_, decl) in tensors.iter_mut().filter(|(name, _)| matches!(*name, "k" | "v")) {
+            *decl = decl.map(|decl| TensorDecl { wide, ..decl });
+        }
+        let (d8, dv8) = (s.head_dim / 8, s.head_dim_v / 8);
+        let mut spec = self.option_spec();
+        spec.extend([
+            ("HEAD_DIM", number(s.head_dim)),
+            ("HEAD_DIM_V", number(s.head_dim_v)),
+            ("D8", number(d8)),
+            ("DV8", number(dv8)),
+            ("LANES", number(t.workgroup)),
+            ("ROWS", number(t.queries)),
+            ("BLOCK_K", number(t.block_k)),
+            ("SUBGROUP", (self.tier == Tier::Subgroup).to_string()),
+            ("K_CHUNKS", number(d8.div_ceil(t.workgroup))),
+            ("V_CHUNKS", number(dv8.div_ceil(t.workgroup))),
+            ("K_WHOLE", d8.is_multiple_of(t.workgroup).to_string()),
+            ("WIDE", wide.to_string()),
+            ("SUMS", number((t.queries * t.block_k).div_ceil(t.workgroup))),
+        ]);
+        Key { source: DECODE, entry: "decode", spec, tensors }
+    }
+
+    fn flash_key(&self, variant: Variant) -> Key {
+        let (s, t, op) = (self.shape, self.tiles, self.options);
+        let number = |x: u32| format!("{x}u");
+        let (d4, dv4) = (s.head_dim.div_ceil(4), s.head_dim_v.div_ceil(4));
+        let kv_dtype = self.kv_dtype();
+        let mut tensors = self.tensors(variant);
+        let metric =
+            TensorDecl::new(DType::F32, variant.metric_aligned && s.head_dim.is_multiple_of(4));
+        tensors.push(("metric", op.metric.then_some(metric)));
+        let (left, right) = op.reach();
         let lanes = self.lanes;
         let subgroup = self.tier == Tier::Subgroup;
         // about four sums at a time: on Mesa's CPU driver 10 % faster than eight
         let pass_keys =
             (1..=(4 / t.queries).max(1)).rev().find(|n| t.block_k.is_multiple_of(*n)).unwrap_or(1);
         // found by measuring: up to a fifth faster with these, up to a sixth slower with others
+        let bounded = |keys: i64| keys < i64::from(MAX_SEQ);
         let causal = bounded(right) && !bounded(left);
         let cut_scores =
             op.softcap.is_some() || op.alibi || (causal && op.dtype != DType::F32 && !op.visible);
@@ -717,7 +844,8 @@ impl AttentionPlan {
         let load = if variant.texels { texels::elements(kv_dtype) / 4 } else { 1 };
         let [k_loads, v_loads] =
             [d4, dv4].map(|chunks| (t.block_k * chunks).div_ceil(load * lanes));
-        let spec = vec![
+        let mut spec = self.option_spec();
+        spec.extend([
             ("HEAD_DIM", number(s.head_dim)),
             ("HEAD_DIM_V", number(s.head_dim_v)),
             ("D4", number(d4)),
@@ -741,37 +869,21 @@ impl AttentionPlan {
             ),
             ("K_STAGE", number((self.tile_k * d4).div_ceil(t.workgroup))),
             ("V_STAGE", number((self.tile_k * dv4).div_ceil(t.workgroup))),
-            ("RIGHT_BOUND", bounded(right).to_string()),
-            ("LEFT_BOUND", bounded(left).to_string()),
-            ("BOTTOM_RIGHT", (op.alignment() == CausalAlignment::BottomRight).to_string()),
-            ("PARTIAL", partial.to_string()),
-            ("SOFTCAP", op.softcap.is_some().to_string()),
-            ("ALIBI", op.alibi.to_string()),
-            ("BIAS", op.bias.to_string()),
-            ("MASK", op.visible.to_string()),
             // of at most four keys, all in one word
             (
                 "MASK_WORDS",
                 (op.visible && variant.mask_aligned && matches!(t.block_k, 2 | 4)).to_string(),
             ),
-            ("SINKS", op.sinks.to_string()),
             ("METRIC", op.metric.to_string()),
-            ("RAGGED", op.ragged().to_string()),
-            ("PAGED", op.page_size.is_some().to_string()),
-            ("PAGE", number(op.page_size.unwrap_or(1))),
-            ("QUANTIZED", op.quantized.is_some().to_string()),
-            ("SCALE_BLOCK", number(op.quantized.unwrap_or(1))),
-            ("SPLIT", split.to_string()),
             ("PASS_KEYS", number(pass_keys)),
             ("PASSES", number(t.block_k / pass_keys)),
-            ("SOFT_EXP2", self.cpu.to_string()),
             // a load is a loop over lanes with a dozen blocks: a driver on a CPU compiles few of them
             ("ROLLED", self.cpu.to_string()),
             ("CUT", variant.texels.to_string()),
             ("CUT_SCORES", (variant.texels && subgroup && cut_scores).to_string()),
             ("LAZY", self.lazy.to_string()),
             ("STAGE_ROLLED", self.stage_rolled.to_string()),
-        ];
+        ]);
         Key { source: FLASH, entry: "flash", spec, tensors }
     }
 }

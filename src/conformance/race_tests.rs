@@ -13,7 +13,8 @@ use crate::{Caps, DType, Tier};
 use super::{Case, case_files, random_case, random_ops, run_guarded};
 
 /// The kernels with workgroup memory and barriers.
-const KERNELS: [&str; 4] = [
+const KERNELS: [&str; 5] = [
+    "attention/decode:decode",
     "attention/flash:flash",
     "fft/pass:fft_pass",
     "linear_attention/chunk_portable:chunk_portable",
