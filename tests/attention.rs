@@ -582,6 +582,106 @@ fn random_problems() {
     }
 }
 
+/// Few rows of a key head, whose channels lanes share: chunks that are no whole number of lanes, words
+/// of every type, views that do not start at one, and options at random.
+#[test]
+fn decoding() {
+    let count = if slow() { 500 } else { 40 };
+    for (index, device) in devices().iter().enumerate() {
+        let mut ran = 0;
+        for seed in 0..count {
+            if !in_turn(index, seed as u32, 20) {
+                continue;
+            }
+            let mut rng = Rng(5000 + seed);
+            // more than eight chunks are more than one to a lane
+            let dims = *rng.pick(&[[8, 8], [24, 16], [8, 72], [72, 8]]);
+            let [seq_q, group] = *rng.pick(&[[1, 1], [1, 2], [1, 3], [1, 4], [2, 2], [3, 1]]);
+            let heads_kv = rng.range(1, 4);
+            let keys = *rng.pick(&[1, 3, 4, 63, 64, 65, 131, 257]);
+            let batch = rng.range(1, 4);
+            let s = shape(batch, [seq_q, keys], [heads_kv * group, heads_kv], dims);
+            let options = Attention {
+                tiles: None,
+                metric: false,
+                split: *rng.pick(&[Split::Auto, Split::Keys(64)]),
+                // rows that are all alike are too few to compare errors by, see random_problems
+                scale: *rng.pick(&[None, Some(0.7), Some(-0.1)]),
+                ..random_options(&mut rng, device)
+            };
+            let mut problem = Problem::new(s, options);
+            problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
+            println!("seed {}", 5000 + seed);
+            let lanes = options.plan(&device.ctx, s).unwrap().label().contains("decode:decode");
+            assert_eq!(lanes, device.ctx.caps.cpu);
+            problem.check(device, &mut rng);
+            ran += 1;
+        }
+        println!("{}: {ran} problems", device.name);
+        device.ctx.forget_kernels();
+    }
+}
+
+/// The same numbers in rows that start at whole words and in rows that do not, one row and three, the
+/// same bits; a hidden key and value of NaN is in none.
+#[test]
+fn decoding_reads_words_or_elements() {
+    for (index, device) in devices().iter().enumerate() {
+        let (mut deal, ctx) = (Deal::new(index, 2), &device.ctx);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            if !deal.takes() {
+                continue;
+            }
+            let (h, n, d) = (3, 70, 72);
+            let mut rng = Rng(51);
+            let q = rng.vec((h * d) as usize);
+            let (mut k, mut v) = (rng.vec((n * d) as usize), rng.vec((n * d) as usize));
+            for x in k[(69 * d) as usize..].iter_mut().chain(&mut v[(69 * d) as usize..]) {
+                *x = f32::NAN;
+            }
+            let op = Attention { dtype, key_lengths: true, ..Default::default() };
+            let decode = |heads: u32, pad: u64, offset: u64| -> Vec<f32> {
+                let s = shape(1, [1, n], [heads, 1], [d, d]);
+                let plan = op.plan(ctx, s).unwrap();
+                let layout = Layout {
+                    strides: [0, 72 + pad, 0, 1],
+                    offset,
+                    ..Layout::contiguous([1, n, 1, d])
+                };
+                let up = |x: &[f32]| upload_as(ctx, layout, x, dtype).unwrap();
+                let (k, v) = (up(&k), up(&v));
+                let row = Layout::contiguous([1, 1, heads, d]);
+                let q = upload_as(ctx, row, &q[..(heads * d) as usize], dtype).unwrap();
+                let o = Guarded::new(ctx, row, dtype);
+                let scratch = scratch(ctx, plan.scratch_bytes());
+                let args = AttentionArgs {
+                    key_lengths: Some(&[69]),
+                    scratch: Some(&scratch),
+                    ..AttentionArgs::new(
+                        q.view_as(row).unwrap(),
+                        k.view_as(layout).unwrap(),
+                        v.view_as(layout).unwrap(),
+                        o.view(),
+                    )
+                };
+                run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+                o.read(ctx)
+            };
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let whole = decode(3, 0, 0);
+            assert!(whole.iter().all(|x| x.is_finite()), "{}", device.name);
+            for (pad, offset) in [(8, 16), (4, 0), (3, 5)] {
+                let other = decode(3, pad, offset);
+                assert_eq!(bits(&whole), bits(&other), "{}, {dtype}, {pad}, {offset}", device.name);
+            }
+            for heads in [1, 2] {
+                let some = decode(heads, 0, 0);
+                assert_eq!(bits(&some), bits(&whole[..some.len()]), "{}, {heads}", device.name);
+            }
+        }
+    }
+}
+
 /// Each option alone, on sizes that leave ragged tails.
 #[test]
 fn each_option() {

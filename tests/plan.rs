@@ -20,7 +20,7 @@ fn noop_with(limits: wgpu::Limits) -> Context {
     let options = wgpu::NoopBackendOptions {
         enable: true,
         limits: Some(limits),
-        features: Some(wgpu::Features::SUBGROUP),
+        features: Some(wgpu::Features::SUBGROUP | wgpu::Features::SHADER_INT64),
         subgroup_min_size: Some(4),
         subgroup_max_size: Some(64),
         ..Default::default()
@@ -128,12 +128,17 @@ fn every_attention_option_compiles_and_is_uniform() {
         [(Tier::Portable, 0), (Tier::Portable, 8192), (Tier::Subgroup, 0), (Tier::Subgroup, 8192)]
     {
         let ctx = ctx.with_tier(tier).unwrap();
-        let ctx = ctx.with_caps(Caps { texels, ..ctx.caps.clone() });
+        let wide_loads = texels > 0;
+        let ctx = ctx.with_caps(Caps { texels, wide_loads, cpu: true, ..ctx.caps.clone() });
         for options in attention_options() {
-            for dims in [[64, 64], [7, 5]] {
+            for (seq_q, dims) in [(40, [64, 64]), (40, [7, 5]), (1, [64, 72])] {
+                let options = match seq_q {
+                    1 => Attention { split: Split::Keys(64), ..options },
+                    _ => options,
+                };
                 let shape = AttentionShape {
                     batch: 1,
-                    seq_q: 40,
+                    seq_q,
                     seq_k: 70,
                     heads: 4,
                     heads_kv: 2,
