@@ -1,6 +1,8 @@
 //! Attention of other crates beside this crate's: one adapter, one run, interleaved, wall clock from
 //! submission to an idle device, medians. Every result is compared with the others' first.
-//! `cargo run --release --manifest-path benches/peers/Cargo.toml [-- [--quick] [HEAD_DIM]]`
+//! burn's tensors are [batch, heads, rows, dim]; ours are [batch, rows, heads, dim], and, as "heads
+//! first", views of its order.
+//! `cargo run --release --manifest-path benches/peers/Cargo.toml [-- [--quick] [HEAD_DIM | full | causal | decode]]`
 #![allow(clippy::cast_possible_truncation, reason = "sizes are small")]
 
 use std::time::Instant;
@@ -11,7 +13,7 @@ use burn::tensor::{
     ops::AttentionModuleOptions,
 };
 use tilewise::{
-    Context, DType, Tensor, Tier,
+    Context, DType, Layout, Tensor, Tier,
     attention::{Attention, AttentionArgs, AttentionShape, CausalAlignment, Mask},
     measure::{median, values},
     wgpu,
@@ -52,10 +54,14 @@ fn ours<'a>(
     ctx: &'a Context,
     shape: AttentionShape,
     causal: bool,
+    heads_first: bool,
     data: &'a [Vec<f32>; 3],
 ) -> AnyResult<Runner<'a>> {
     let upload = |x: &[f32], rows: u32| {
         let [h, n, d] = [shape.heads, rows, shape.head_dim].map(|n| n as usize);
+        if heads_first {
+            return Tensor::upload(ctx, [shape.batch, shape.heads, rows, shape.head_dim], x);
+        }
         Tensor::upload(
             ctx,
             [shape.batch, rows, shape.heads, shape.head_dim],
@@ -64,7 +70,8 @@ fn ours<'a>(
     };
     let q = upload(&data[0], shape.seq_q)?;
     let (k, v) = (upload(&data[1], shape.seq_k)?, upload(&data[2], shape.seq_k)?);
-    let o = std::rc::Rc::new(Tensor::zeros(ctx, q.shape(), DType::F32)?);
+    let dims = [shape.batch, shape.seq_q, shape.heads, shape.head_dim];
+    let o = std::rc::Rc::new(Tensor::zeros(ctx, dims, DType::F32)?);
     let out = o.clone();
     let mask = if causal { Mask::Causal(CausalAlignment::BottomRight) } else { Mask::None };
     let mut planned = None;
@@ -77,9 +84,14 @@ fn ours<'a>(
         }
         let Some((plan, scratch)) = &planned else { return Ok(()) };
         let mut encoder = ctx.device.create_command_encoder(&Default::default());
+        let views = [&q, &k, &v].map(|x| match heads_first {
+            true => x.view_as(Layout::contiguous(x.shape()).permuted([0, 2, 1, 3])),
+            false => Ok(x.view()),
+        });
+        let [q, k, v] = views;
         let args = AttentionArgs {
             scratch: (plan.scratch_bytes() > 0).then_some(scratch.buffer()),
-            ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+            ..AttentionArgs::new(q?, k?, v?, o.view())
         };
         plan.encode(ctx, &mut encoder, &args)?;
         ctx.queue.submit([encoder.finish()]);
@@ -140,7 +152,7 @@ fn main() -> AnyResult<()> {
     });
     println!("burn's device: {device:?}");
     println!(
-        "{:>22} {:>7} {:>20} {:>10} {:>9} {:>10} {:>9}",
+        "{:>22} {:>7} {:>21} {:>10} {:>9} {:>10} {:>9}",
         "[b, heads, n, d]", "", "", "first s", "ms", "x subgroup", "error"
     );
 
@@ -155,27 +167,28 @@ fn main() -> AnyResult<()> {
     };
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     for shape in shapes {
-        if only.as_ref().is_some_and(|dim| *dim != shape.head_dim.to_string()) {
+        let kinds: &[&str] = if shape.seq_q == 1 { &["decode"] } else { &["full", "causal"] };
+        let wanted = |kind: &str| {
+            only.as_ref().is_none_or(|only| *only == shape.head_dim.to_string() || only == kind)
+        };
+        if !kinds.iter().any(|kind| wanted(kind)) {
             continue;
         }
         let s = shape;
         let count = |rows: u32| (s.batch * s.heads * rows * s.head_dim) as usize;
         let data = [(1, s.seq_q), (2, s.seq_k), (3, s.seq_k)]
             .map(|(seed, rows)| values(count(rows), seed));
-        for causal in if s.seq_q == 1 { &[false][..] } else { &[false, true] } {
-            let causal = *causal;
+        for kind in kinds.iter().filter(|kind| wanted(kind)) {
+            let causal = *kind == "causal";
             let mut runners = vec![
-                ours("tilewise subgroup", &subgroup, shape, causal, &data)?,
-                ours("tilewise portable", &portable, shape, causal, &data)?,
+                ours("tilewise subgroup", &subgroup, shape, causal, false, &data)?,
+                ours("tilewise portable", &portable, shape, causal, false, &data)?,
+                ours("subgroup, heads first", &subgroup, shape, causal, true, &data)?,
+                ours("portable, heads first", &portable, shape, causal, true, &data)?,
                 burns("burn attention", &device, shape, causal, false, &data),
                 burns("burn plain tensors", &device, shape, causal, true, &data),
             ];
             let label = format!("[{}, {}, {}, {}]", s.batch, s.heads, s.seq_k, s.head_dim);
-            let kind = match (s.seq_q, causal) {
-                (1, _) => "decode",
-                (_, true) => "causal",
-                _ => "full",
-            };
             let mut firsts = Vec::new();
             let mut outputs: Vec<Vec<f32>> = Vec::new();
             // one that fails is out of it; the others go on
@@ -191,7 +204,7 @@ fn main() -> AnyResult<()> {
                     }
                     Err(error) => {
                         let line = error.to_string().replace('\n', " ");
-                        println!("{label:>22} {kind:>7} {:>20} fails: {line:.120}", runner.name);
+                        println!("{label:>22} {kind:>7} {:>21} fails: {line:.120}", runner.name);
                         false
                     }
                 }
@@ -208,7 +221,7 @@ fn main() -> AnyResult<()> {
             for (i, runner) in runners.iter().enumerate() {
                 let error = distance(&outputs[i], &outputs[0]);
                 println!(
-                    "{:>22} {:>7} {:>20} {:>10.2} {:>9.2} {:>10.2} {:>9.1e}",
+                    "{:>22} {:>7} {:>21} {:>10.2} {:>9.2} {:>10.2} {:>9.1e}",
                     label,
                     kind,
                     runner.name,
@@ -218,7 +231,7 @@ fn main() -> AnyResult<()> {
                     error,
                 );
                 if error > 1e-4 {
-                    println!("{:>52} gives another result: its time means nothing", runner.name);
+                    println!("{:>53} gives another result: its time means nothing", runner.name);
                 }
             }
         }
