@@ -170,11 +170,13 @@ pub(crate) struct TensorDecl {
     /// Read eight elements at a time, as 64-bit words, where rows start at multiples of eight; `vec4`,
     /// and read only.
     pub(crate) wide: bool,
+    /// Floats read two at a time, f32 as a 64-bit word, where rows start at multiples of two; read only.
+    pub(crate) pairs: bool,
 }
 
 impl TensorDecl {
     pub(crate) const fn new(dtype: DType, vec4: bool) -> Self {
-        Self { dtype, vec4, texels: false, wide: false }
+        Self { dtype, vec4, texels: false, wide: false, pairs: false }
     }
 
     /// One line of WGSL that declares binding `index` as `name`, with its access functions.
@@ -194,6 +196,9 @@ impl TensorDecl {
     pub(crate) fn wgsl(self, name: &str, index: u32, writable: bool) -> String {
         if self.wide {
             return self.wide_wgsl(name, index);
+        }
+        if self.pairs {
+            return self.pairs_wgsl(name, index);
         }
         if matches!(self.dtype, DType::I8 | DType::U8) {
             return self.bytes_wgsl(name, index);
@@ -394,6 +399,23 @@ impl TensorDecl {
         format!(
             "@group(0) @binding({index}) var<storage, read> {name}: array<{cell}>; \
              fn {name}_load8(i: u32) -> array<vec4<f32>, 2> {{ let w = {name}[i >> 3u]; {two} }}"
+        )
+    }
+
+    /// [`wgsl`](Self::wgsl) for two elements at a time, of which `NAME_load2(i)` is the only access.
+    fn pairs_wgsl(self, name: &str, index: u32) -> String {
+        let (cell, x, y) = match self.dtype {
+            DType::F32 => {
+                ("u64", "bitcast<f32>(u32(w))".to_owned(), "bitcast<f32>(u32(w >> 32u))".to_owned())
+            }
+            _ => {
+                let one = |half: u32| format!("{}(w, {half}u)", self.decode1());
+                ("u32", one(0), one(1))
+            }
+        };
+        format!(
+            "@group(0) @binding({index}) var<storage, read> {name}: array<{cell}>; \
+             fn {name}_load2(i: u32) -> vec2<f32> {{ let w = {name}[i >> 1u]; return vec2<f32>({x}, {y}); }}"
         )
     }
 

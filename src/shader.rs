@@ -17,7 +17,10 @@
 
 use std::{borrow::Cow, collections::HashMap, fmt::Write as _};
 
-use crate::{Context, Error, Result, element::TensorDecl};
+use crate::{
+    Context, Error, Result,
+    element::{DType, TensorDecl},
+};
 
 /// A kernel file: its path under `shaders/`, for messages, and its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,7 +99,8 @@ impl Key {
 
     /// Whether this is WGSL, not naga's extension of it.
     pub(crate) fn is_portable(&self) -> bool {
-        self.tensors.iter().all(|(_, decl)| decl.is_none_or(|decl| !decl.wide))
+        let words = |decl: TensorDecl| decl.wide || (decl.pairs && decl.dtype == DType::F32);
+        self.tensors.iter().all(|(_, decl)| !decl.is_some_and(words))
     }
 
     /// File, entry point and constants, for profilers and messages.
@@ -111,6 +115,7 @@ impl Key {
                 let four = match decl {
                     TensorDecl { texels: true, .. } => " texels",
                     TensorDecl { wide: true, .. } => "x8",
+                    TensorDecl { pairs: true, .. } => "x2",
                     TensorDecl { vec4: true, .. } => "x4",
                     _ => "",
                 };

@@ -440,7 +440,7 @@ fn more_queries_than_keys_and_fewer() {
     for (index, device) in devices().iter().enumerate() {
         let mut deal = Deal::new(index, 5);
         let mut rng = Rng(2);
-        for [seq_q, seq_k] in [[37, 21], [21, 37], [1, 100], [100, 1], [5, 0]] {
+        for [seq_q, seq_k] in [[37, 21], [21, 37], [1, 100], [100, 1], [5, 0], [3, 0]] {
             for mask in [Mask::None, BOTTOM_RIGHT, TOP_LEFT] {
                 if !deal.takes() {
                     continue;
@@ -1361,6 +1361,30 @@ fn masks_read_by_words() {
             if deal.takes() {
                 assert!(op.plan(&device.ctx, s).unwrap().wgsl()[0].contains("let seen = mask["));
                 Problem::new(s, op).check(device, &mut Rng(33));
+            }
+        }
+    }
+}
+
+/// Where rows of a bias start at even entries, a block's two are one word of it; not where the keys are
+/// odd in number, and the last of them stands alone.
+#[test]
+fn biases_read_by_pairs() {
+    for (d, device) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 3);
+        let workgroup = device.ctx.caps.subgroup.map_or(32, |(_, max)| max);
+        for (keys, dtype) in [(2, DType::F32), (40, DType::F16), (66, DType::F32), (41, DType::F32)]
+        {
+            let tiles = Some(Tiles { workgroup, queries: 2, block_k: 2 });
+            let op = Attention { bias: true, tiles, dtype, ..Default::default() };
+            let s = shape(2, [37, keys], [4, 2], [12, 8]);
+            if deal.takes() {
+                let text = &op.plan(&device.ctx, s).unwrap().wgsl()[0];
+                let pairs = device.ctx.caps.wide_loads && keys % 2 == 0;
+                assert_eq!(text.contains("let extras = bias_load2("), pairs, "{}", device.name);
+                for seed in [34, 35] {
+                    Problem::new(s, op).check(device, &mut Rng(seed));
+                }
             }
         }
     }

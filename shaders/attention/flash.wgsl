@@ -28,6 +28,10 @@ const LOAD: u32 = 1u; // @spec
 const K_LOADS: u32 = 8u; // @spec
 const V_LOADS: u32 = 8u; // @spec
 const PAIRS: bool = false; // @spec
+// two chunks of k and v are one load, of 64-bit words
+const WIDE: bool = false; // @spec
+// a block's two entries of the bias are one load
+const BIAS_PAIRS: bool = false; // @spec
 const TILE_K: u32 = 32u; // @spec
 const STAGED: bool = true; // @spec
 // vec4s that one invocation stages
@@ -134,12 +138,12 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load(i: u32) -> f32 { return q[i >> 2u][i & 3u]; } fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; fn k_load4n(i: u32, n: u32) -> vec4<f32> { return k[i >> 2u]; } // @tensor
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } // @tensor
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; fn k_load4n(i: u32, n: u32) -> vec4<f32> { return k[i >> 2u]; } fn k_load8(i: u32) -> array<vec4<f32>, 2> { return array<vec4<f32>, 2>(k[i >> 2u], k[(i >> 2u) + 1u]); } // @tensor
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } fn v_load8(i: u32) -> array<vec4<f32>, 2> { return array<vec4<f32>, 2>(v[i >> 2u], v[(i >> 2u) + 1u]); } // @tensor
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>; fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>; fn lse_store_bits(i: u32, x: u32) { lse[i] = bitcast<f32>(x); } // @tensor
 @group(0) @binding(6) var<storage, read> slopes: array<f32>; fn slopes_load(i: u32) -> f32 { return slopes[i]; } // @tensor
-@group(0) @binding(7) var<storage, read> bias: array<f32>; fn bias_load(i: u32) -> f32 { return bias[i]; } // @tensor
+@group(0) @binding(7) var<storage, read> bias: array<f32>; fn bias_load(i: u32) -> f32 { return bias[i]; } fn bias_load2(i: u32) -> vec2<f32> { return vec2<f32>(bias[i], bias[i + 1u]); } // @tensor
 @group(0) @binding(8) var<storage, read> mask: array<u32>; fn mask_load(i: u32) -> f32 { return f32(mask[i]); } // @tensor
 @group(0) @binding(9) var<storage, read> sinks: array<f32>; fn sinks_load(i: u32) -> f32 { return sinks[i]; } // @tensor
 @group(0) @binding(10) var<storage, read> k_scale: array<f32>; fn k_scale_load(i: u32) -> f32 { return k_scale[i]; } // @tensor
@@ -401,7 +405,15 @@ fn flash(
         var rows: array<vec4<f32>, K_REGS>;
         // @unroll R K_LOADS
         // @if PAGED
+        // @if WIDE
+        {
+            let eight = k_load8(k_first[R] + k_step);
+            rows[R * 2u] = eight[0];
+            rows[R * 2u + 1u] = eight[1];
+        }
+        // @else
         rows[R] = k_load4n(k_first[R] + k_step, min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
+        // @end
         // @else
         // @if PAIRS
         {
@@ -410,7 +422,15 @@ fn flash(
             rows[R * 2u + 1u] = k_half(texel, 1u);
         }
         // @else
+        // @if WIDE
+        {
+            let eight = k_load8(min(k_first[R] + k_step, k_last[R]));
+            rows[R * 2u] = eight[0];
+            rows[R * 2u + 1u] = eight[1];
+        }
+        // @else
         rows[R] = k_load4n(min(k_first[R] + k_step, k_last[R]), min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
+        // @end
         // @end
         // @end
         // @end
@@ -525,6 +545,9 @@ fn flash(
             // @if MASK_WORDS
             let seen = mask[(mask_row[I] + start) >> 2u] >> ((start & 3u) * 8u);
             // @end
+            // @if BIAS_PAIRS
+            let extras = bias_load2(bias_row[I] + start);
+            // @end
             // @unroll J BLOCK_K
             // @if QUANTIZED
             s[I * BLOCK_K + J] *= scale_k;
@@ -542,7 +565,11 @@ fn flash(
                 visible = visible && start + J >= lower[I];
                 // @end
                 // @if BIAS
+                // @if BIAS_PAIRS
+                let extra = extras[J];
+                // @else
                 let extra = bias_load(bias_row[I] + min(start + J, seq_k - 1u));
+                // @end
                 // -inf, told by its bits
                 visible = visible && bitcast<u32>(extra) != 0xff800000u;
                 s[I * BLOCK_K + J] += max(extra, LEAST) * LOG2_E;
@@ -610,7 +637,15 @@ fn flash(
         var values: array<vec4<f32>, V_REGS>;
         // @unroll R V_LOADS
         // @if PAGED
+        // @if WIDE
+        {
+            let eight = v_load8(v_first[R] + v_step);
+            values[R * 2u] = eight[0];
+            values[R * 2u + 1u] = eight[1];
+        }
+        // @else
         values[R] = v_load4n(v_first[R] + v_step, min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
+        // @end
         // @else
         // @if PAIRS
         {
@@ -619,7 +654,15 @@ fn flash(
             values[R * 2u + 1u] = v_half(texel, 1u);
         }
         // @else
+        // @if WIDE
+        {
+            let eight = v_load8(min(v_first[R] + v_step, v_last[R]));
+            values[R * 2u] = eight[0];
+            values[R * 2u + 1u] = eight[1];
+        }
+        // @else
         values[R] = v_load4n(min(v_first[R] + v_step, v_last[R]), min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
+        // @end
         // @end
         // @end
         // @end
@@ -772,6 +815,8 @@ fn chunk_of(index: u32, chunks: u32) -> u32 {
     return select(0u, (index % chunks) * 4u, index < BLOCK_K * chunks);
 }
 
+// @if SUBGROUP
+// @else
 // Chunk `chunk` of key row `key`, from where it is.
 fn k_row(base: u32, pages: u32, key: u32, chunk: u32) -> vec4<f32> {
     var at = base + chunk * 4u;
@@ -793,3 +838,4 @@ fn v_row(base: u32, pages: u32, key: u32, chunk: u32) -> vec4<f32> {
     // @end
     return v_load4n(at, min(4u, HEAD_DIM_V - chunk * 4u));
 }
+// @end

@@ -331,11 +331,15 @@ impl AttentionPlan {
                 args.k.layout.is_multiple_of(4) && args.v.layout.is_multiple_of(4),
                 args.o.layout.is_multiple_of(4),
             ],
-            aligned8: args.k.layout.is_multiple_of(8) && args.v.layout.is_multiple_of(8),
+            // an empty tensor's binding is no larger than a word
+            aligned8: [&args.k, &args.v]
+                .iter()
+                .all(|x| x.layout.is_multiple_of(8) && !x.layout.shape.contains(&0)),
             lse: args.lse.is_some(),
             bias_f32: bias.is_some_and(|view| view.dtype == DType::F32),
             metric_aligned: metric.is_none_or(|view| view.layout.is_multiple_of(4)),
             mask_aligned: visible.is_none_or(|view| view.layout.is_multiple_of(4)),
+            bias_aligned: bias.is_none_or(|view| view.layout.is_multiple_of(2)),
             texels: false,
         };
         Ok((variant, table))

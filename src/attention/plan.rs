@@ -62,6 +62,8 @@ pub(super) struct Variant {
     pub(super) metric_aligned: bool,
     /// Rows of the boolean mask start at multiples of four.
     pub(super) mask_aligned: bool,
+    /// Those of the bias start at multiples of two.
+    pub(super) bias_aligned: bool,
     /// q, k and v are read from textures.
     pub(super) texels: bool,
 }
@@ -677,6 +679,7 @@ impl AttentionPlan {
             bias_f32: false,
             metric_aligned: true,
             mask_aligned: true,
+            bias_aligned: true,
             texels: self.texels,
         }
     }
@@ -841,7 +844,28 @@ impl AttentionPlan {
         let cut_scores =
             op.softcap.is_some() || op.alibi || (causal && op.dtype != DType::F32 && !op.visible);
         // chunks that one load brings
-        let load = if variant.texels { texels::elements(kv_dtype) / 4 } else { 1 };
+        let wide = self.wide_loads
+            && variant.aligned8
+            && !variant.texels
+            && subgroup
+            && (d4 | dv4).is_multiple_of(2);
+        for (_, decl) in tensors.iter_mut().filter(|(name, _)| matches!(*name, "k" | "v")) {
+            *decl = decl.map(|decl| TensorDecl { wide, ..decl });
+        }
+        // two entries of a block of two are one load
+        let pairs = op.bias
+            && self.wide_loads
+            && variant.bias_aligned
+            && t.block_k == 2
+            && s.seq_k.is_multiple_of(2)
+            && !op.ragged();
+        for (_, decl) in tensors.iter_mut().filter(|(name, _)| *name == "bias") {
+            *decl = decl.map(|decl| TensorDecl { pairs, ..decl });
+        }
+        let load = match variant.texels {
+            true => texels::elements(kv_dtype) / 4,
+            false => 1 + u32::from(wide),
+        };
         let [k_loads, v_loads] =
             [d4, dv4].map(|chunks| (t.block_k * chunks).div_ceil(load * lanes));
         let mut spec = self.option_spec();
@@ -860,7 +884,9 @@ impl AttentionPlan {
             ("LOAD", number(load)),
             ("K_LOADS", number(k_loads)),
             ("V_LOADS", number(v_loads)),
-            ("PAIRS", (load == 2).to_string()),
+            ("PAIRS", (variant.texels && load == 2).to_string()),
+            ("WIDE", wide.to_string()),
+            ("BIAS_PAIRS", pairs.to_string()),
             ("TILE_K", number(self.tile_k)),
             // a texel is read as fast as workgroup memory
             (
