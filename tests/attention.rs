@@ -601,7 +601,7 @@ fn decoding() {
             let keys = *rng.pick(&[1, 3, 4, 63, 64, 65, 131, 257]);
             let batch = rng.range(1, 4);
             let s = shape(batch, [seq_q, keys], [heads_kv * group, heads_kv], dims);
-            let options = Attention {
+            let mut options = Attention {
                 tiles: None,
                 metric: false,
                 split: *rng.pick(&[Split::Auto, Split::Keys(64)]),
@@ -609,8 +609,15 @@ fn decoding() {
                 scale: *rng.pick(&[None, Some(0.7), Some(-0.1)]),
                 ..random_options(&mut rng, device)
             };
+            // every other one reads whole words, some of them bytes
+            if seed % 4 == 1 {
+                options.page_size = options.page_size.map(|_| 16);
+                options.quantized = Some(16);
+            }
             let mut problem = Problem::new(s, options);
-            problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
+            if seed % 2 == 0 {
+                problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
+            }
             println!("seed {}", 5000 + seed);
             let lanes = options.plan(&device.ctx, s).unwrap().label().contains("decode:decode");
             assert_eq!(lanes, device.ctx.caps.cpu);

@@ -200,15 +200,14 @@ fn decode(
     let v_base = batch * params.v.x + k_start * params.v.y + head_kv * params.v.z + params.v.w;
     // @end
 
-    // a lane without a chunk has the last one, as 0
+    // a lane without a chunk has the last one
     var query: array<vec4<f32>, ROWS * K_CHUNKS * 2u>;
     // @unroll I ROWS
     // @unroll C K_CHUNKS
     {
         let at = q_base + row[I] * params.q.y + head[I] * params.q.z + min(C * LANES + lane, D8 - 1u) * 8u;
-        let scale = select(0.0, params.scale, C * LANES + lane < D8);
-        query[(I * K_CHUNKS + C) * 2u] = scale * q_load4n(at, 4u);
-        query[(I * K_CHUNKS + C) * 2u + 1u] = scale * q_load4n(at + 4u, 4u);
+        query[(I * K_CHUNKS + C) * 2u] = params.scale * q_load4n(at, 4u);
+        query[(I * K_CHUNKS + C) * 2u + 1u] = params.scale * q_load4n(at + 4u, 4u);
     }
     // @end
     // @end
@@ -272,7 +271,7 @@ fn decode(
                 var x = k_chunk(at + min(C * LANES + lane, D8 - 1u) * 8u);
                 // @if K_WHOLE
                 // @else
-                // no product of the 0 and an infinity
+                // counted once, by the lane that owns it
                 if C * LANES + lane >= D8 {
                     x[0] = vec4<f32>(0.0);
                     x[1] = vec4<f32>(0.0);
