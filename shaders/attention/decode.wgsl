@@ -136,8 +136,14 @@ fn decode(
         return;
     }
     // @if RAGGED
+    // @if SPLIT
+    // heads before parts: the rows of all heads at a key are neighbours in memory
+    let item = group / params.head_groups;
+    let head_group = group % params.head_groups;
+    // @else
     let item = group % params.items;
     let head_group = group / params.items;
+    // @end
     let batch = table[item * 3u];
     let block = table[item * 3u + 1u];
     let split = table[item * 3u + 2u];
@@ -149,7 +155,7 @@ fn decode(
     let pages = table[record + 4u];
     // @else
     let block = group % params.blocks_q;
-    // heads before parts: the rows of all heads at a key are neighbours in memory
+    // heads before parts, as above
     let head_group = (group / params.blocks_q) % params.head_groups;
     let split = (group / (params.blocks_q * params.head_groups)) % params.splits;
     let batch = group / (params.blocks_q * params.splits * params.head_groups);
