@@ -794,3 +794,29 @@ fn a_tuning_table_changes_the_plan_and_never_makes_it_illegal() {
     let plan = vector.plan(&tuned(&ctx, vector.tuning_key(caps), entry), shape).unwrap();
     assert_eq!(plan.options().algorithm, Some(vector.select(caps)));
 }
+
+/// A compiler that unrolls badly gets no more than eight scores of a block to unroll.
+#[test]
+fn decoding_for_a_slow_compiler() {
+    let caps = Caps { cpu: true, unrolled: 64, subgroup: Some((4, 4)), ..Caps::minimum() };
+    for tier in [Tier::Portable, Tier::Subgroup] {
+        for head_dim in [8, 16, 32, 40, 64, 128] {
+            for heads in [1, 2, 3, 4] {
+                let shape = AttentionShape {
+                    seq_k: 300,
+                    heads,
+                    heads_kv: 1,
+                    ..AttentionShape::self_attention(1, 1, 1, head_dim)
+                };
+                let plan =
+                    Attention::default().design(&Caps { tier, ..caps.clone() }, shape).unwrap();
+                let tiles = plan.tiles();
+                assert!(plan.label().contains("decode:decode"));
+                assert!(
+                    tiles.queries * tiles.block_k <= 8,
+                    "{tier}, {head_dim}, {heads}: {tiles:?}"
+                );
+            }
+        }
+    }
+}

@@ -408,10 +408,12 @@ impl Attention {
             .iter()
             .map(|dim| (dim / 8).div_ceil(workgroup))
             .sum::<u32>();
-        // enough keys at a time to hide the latency of sums, and no longer a text than compiles soon
-        // with four rows: a row's bits do not depend on how many of them there are
-        let mut block_k = 4;
-        while block_k > 1 && block_k * chunks > (caps.unrolled / 8).min(32) {
+        // enough keys at a time to hide the latency of sums, and no longer a text than compiles soon;
+        // whatever the number of rows, for a row's bits do not depend on it
+        let wide = shape.head_dim.max(shape.head_dim_v);
+        let slow = caps.unrolled < UNROLLED;
+        let mut block_k = if slow { 1 + u32::from(wide <= 32) } else { 4 };
+        while block_k > 1 && block_k * chunks > 32 {
             block_k /= 2;
         }
         Tiles { workgroup, queries, block_k: self.most_block(shape).unwrap_or(64).min(block_k) }
