@@ -30,10 +30,11 @@ dir=${1:-}
 if [ -z "$dir" ]; then
     dir=$work/wgsl
     tilewise=${TILEWISE:-${CARGO_TARGET_DIR:-target}/debug/tilewise}
-    # both kinds of kernels, both kinds of elements
+    # both kinds of kernels, both kinds of elements; on every adapter, for kernels that read 64-bit words
+    # are no WGSL and not among the texts
     for options in '--dtype f32' '--dtype f16' '--dtype f32 --tier portable'; do
         # shellcheck disable=SC2086
-        "$tilewise" conformance --cases tests/golden --random 2 $options --dump-wgsl "$dir" |
+        "$tilewise" conformance --cases tests/golden --adapter all --random 2 $options --dump-wgsl "$dir" |
             tail -n 1
         # shellcheck disable=SC2086
         "$tilewise" bench all --tuning off $options --dump-wgsl "$dir" | tail -n 1
