@@ -1207,6 +1207,9 @@ fn seventy_thousand_keys() {
             let options = Attention { split, ..Default::default() };
             Problem::new(shape(1, [1, keys], [1, 1], [64, 64]), options).check(device, &mut rng);
         }
+        // one part, of more blocks than such a loop has trips
+        let options = Attention { split: Split::Keys(270_016), ..Default::default() };
+        Problem::new(shape(1, [1, 270_000], [1, 1], [8, 8]), options).check(device, &mut rng);
     }
 }
 

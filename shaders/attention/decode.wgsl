@@ -4,12 +4,10 @@
 // each holds its chunks of the queries and outputs, and reads its own of each key and value, once for
 // all rows, so that no load is made twice and no lane idles. A score is the sum of the lanes' products.
 // Keys pass in blocks of BLOCK_K, at most one correction of the maximum each.
-// SPLIT, rows, options and results are as in flash.wgsl.
+// The parts' results are merged in order by merge.wgsl. Rows and options are as in flash.wgsl.
 //   q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], o [B, T, H, Dv], lse [B, H, T]
 // Source: Dao 2023, arXiv:2307.08691, Algorithm 1; parts of keys as in Flash-Decoding (Dao, Haziza,
 // Massa and Sizov 2023). Twin: none; the reference is the whole op.
-const HEAD_DIM: u32 = 64u; // @spec
-const HEAD_DIM_V: u32 = 64u; // @spec
 // chunks of eight channels
 const D8: u32 = 8u; // @spec
 const DV8: u32 = 8u; // @spec
@@ -40,7 +38,6 @@ const PAGED: bool = true; // @spec
 const PAGE: u32 = 16u; // @spec
 const QUANTIZED: bool = true; // @spec
 const SCALE_BLOCK: u32 = 16u; // @spec
-const SPLIT: bool = true; // @spec
 const SOFT_EXP2: bool = false; // @spec
 // indices of unrolled blocks
 const C: u32 = 0u;
@@ -136,14 +133,9 @@ fn decode(
         return;
     }
     // @if RAGGED
-    // @if SPLIT
     // heads before parts: the rows of all heads at a key are neighbours in memory
     let item = group / params.head_groups;
     let head_group = group % params.head_groups;
-    // @else
-    let item = group % params.items;
-    let head_group = group / params.items;
-    // @end
     let batch = table[item * 3u];
     let block = table[item * 3u + 1u];
     let split = table[item * 3u + 2u];
@@ -180,22 +172,17 @@ fn decode(
         let r = min(first_row + I, rows_q - 1u);
         row[I] = r / params.pack;
         head[I] = head_group * params.pack + r % params.pack;
-        limit[I] = key_limit(i32(row[I]) + diagonal, seq_k);
-        lower[I] = key_lower(i32(row[I]) + diagonal, seq_k);
+        limit[I] = key_limit(i32(row[I]) + diagonal, RIGHT_BOUND, params.right, seq_k);
+        lower[I] = key_lower(i32(row[I]) + diagonal, LEFT_BOUND, params.left, seq_k);
     }
     // @end
     // those that any row sees, and those that all of them see
     let first_position = i32(first_row / params.pack) + diagonal;
     let last_position = i32((min(first_row + ROWS, rows_q) - 1u) / params.pack) + diagonal;
-    // @if SPLIT
-    let last = min(key_limit(last_position, seq_k), (split + 1u) * params.split_keys);
-    let first = max(key_lower(first_position, seq_k), split * params.split_keys) / BLOCK_K * BLOCK_K;
-    // @else
-    let last = key_limit(last_position, seq_k);
-    let first = key_lower(first_position, seq_k) / BLOCK_K * BLOCK_K;
-    // @end
-    let first_limit = key_limit(first_position, seq_k);
-    let last_lower = key_lower(last_position, seq_k);
+    let last = min(key_limit(last_position, RIGHT_BOUND, params.right, seq_k), (split + 1u) * params.split_keys);
+    let first = max(key_lower(first_position, LEFT_BOUND, params.left, seq_k), split * params.split_keys) / BLOCK_K * BLOCK_K;
+    let first_limit = key_limit(first_position, RIGHT_BOUND, params.right, seq_k);
+    let last_lower = key_lower(last_position, LEFT_BOUND, params.left, seq_k);
 
     let q_base = batch * params.q.x + q_start * params.q.y + params.q.w;
     // @if PAGED
@@ -369,14 +356,14 @@ fn decode(
             // @end
             top = max(top, s[I * BLOCK_K + J]);
             // @end
-            let shrink = weight(m[I] - top);
+            let shrink = exp2_weight(m[I] - top, SOFT_EXP2);
             m[I] = top;
             var sum = 0.0;
             // @unroll J BLOCK_K
             // @if PARTIAL
-            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - top), s[I * BLOCK_K + J] != HIDDEN);
+            s[I * BLOCK_K + J] = select(0.0, exp2_weight(s[I * BLOCK_K + J] - top, SOFT_EXP2), s[I * BLOCK_K + J] != HIDDEN);
             // @else
-            s[I * BLOCK_K + J] = weight(s[I * BLOCK_K + J] - top);
+            s[I * BLOCK_K + J] = exp2_weight(s[I * BLOCK_K + J] - top, SOFT_EXP2);
             // @end
             sum += s[I * BLOCK_K + J];
             // @end
@@ -423,33 +410,19 @@ fn decode(
 
     // @unroll I ROWS
     {
-        let empty = l[I] == 0.0;
+        // merged as they are, see merge.wgsl
         if first_row + I < rows_q {
-            // @if SPLIT
-            // merged as they are, see merge.wgsl
-            let inverse = 1.0;
-            // @else
-            let inverse = select(1.0 / l[I], 0.0, empty);
-            // @end
             let at = batch * params.o.x + (q_start + row[I]) * params.o.y + head[I] * params.o.z + params.o.w + split * params.o_split;
             // @unroll C V_CHUNKS
             if C * LANES + lane < DV8 {
-                o_store4n(at + (C * LANES + lane) * 8u, 4u, acc[(I * V_CHUNKS + C) * 2u] * inverse);
-                o_store4n(at + (C * LANES + lane) * 8u + 4u, 4u, acc[(I * V_CHUNKS + C) * 2u + 1u] * inverse);
+                o_store4n(at + (C * LANES + lane) * 8u, 4u, acc[(I * V_CHUNKS + C) * 2u]);
+                o_store4n(at + (C * LANES + lane) * 8u + 4u, 4u, acc[(I * V_CHUNKS + C) * 2u + 1u]);
             }
             // @end
             let at_lse = batch * params.lse.x + head[I] * params.lse.y + (q_start + row[I]) * params.lse.z + params.lse.w + split * params.lse_split;
             if lane == 0u {
-                // @if SPLIT
-                lse_store_bits(at_lse, bitcast<u32>(select(m[I], HIDDEN, empty)));
+                lse_store_bits(at_lse, bitcast<u32>(select(m[I], HIDDEN, l[I] == 0.0)));
                 lse_store_bits(at_lse + 1u, bitcast<u32>(l[I]));
-                // @else
-                // m is in base 2; -inf for a row that sees nothing
-                let value = m[I] * 0.6931471805599453 + log(select(l[I], 1.0, empty));
-                if params.lse_wanted != 0u {
-                    lse_store_bits(at_lse, select(bitcast<u32>(value), 0xff800000u, empty));
-                }
-                // @end
             }
         }
     }
@@ -471,29 +444,4 @@ fn v_chunk(at: u32) -> array<vec4<f32>, 2> {
     // @else
     return array<vec4<f32>, 2>(v_load4n(at, 4u), v_load4n(at + 4u, 4u));
     // @end
-}
-
-// 2^x for x <= 0.
-fn weight(x: f32) -> f32 {
-    if SOFT_EXP2 {
-        return exp2_fma(x);
-    }
-    // far below, where every exp2 gives 0 and none may give anything else
-    return exp2(max(x, -200.0));
-}
-
-// One past the last key that a query at `position` sees.
-fn key_limit(position: i32, seq_k: u32) -> u32 {
-    if !RIGHT_BOUND {
-        return seq_k;
-    }
-    return u32(clamp(position + params.right + 1, 0, i32(seq_k)));
-}
-
-// The first key that it sees.
-fn key_lower(position: i32, seq_k: u32) -> u32 {
-    if !LEFT_BOUND {
-        return 0u;
-    }
-    return u32(clamp(position - params.left, 0, i32(seq_k)));
 }

@@ -248,8 +248,8 @@ fn flash(
         let r = min(first_row + I * WORKGROUP + local, rows_q - 1u);
         row[I] = r / params.pack;
         head[I] = head_group * params.pack + r % params.pack;
-        limit[I] = key_limit(i32(row[I]) + diagonal, seq_k);
-        lower[I] = key_lower(i32(row[I]) + diagonal, seq_k);
+        limit[I] = key_limit(i32(row[I]) + diagonal, RIGHT_BOUND, params.right, seq_k);
+        lower[I] = key_lower(i32(row[I]) + diagonal, LEFT_BOUND, params.left, seq_k);
     }
     // @end
     // those that any row of the workgroup sees, and those that all of them see: the same for all
@@ -257,14 +257,14 @@ fn flash(
     let first_position = i32(first_row / params.pack) + diagonal;
     let last_position = i32((min(first_row + WORKGROUP * QUERIES, rows_q) - 1u) / params.pack) + diagonal;
     // @if SPLIT
-    let last = min(key_limit(last_position, seq_k), (split + 1u) * params.split_keys);
-    let first = max(key_lower(first_position, seq_k), split * params.split_keys) / BLOCK_K * BLOCK_K;
+    let last = min(key_limit(last_position, RIGHT_BOUND, params.right, seq_k), (split + 1u) * params.split_keys);
+    let first = max(key_lower(first_position, LEFT_BOUND, params.left, seq_k), split * params.split_keys) / BLOCK_K * BLOCK_K;
     // @else
-    let last = key_limit(last_position, seq_k);
-    let first = key_lower(first_position, seq_k) / BLOCK_K * BLOCK_K;
+    let last = key_limit(last_position, RIGHT_BOUND, params.right, seq_k);
+    let first = key_lower(first_position, LEFT_BOUND, params.left, seq_k) / BLOCK_K * BLOCK_K;
     // @end
-    let first_limit = key_limit(first_position, seq_k);
-    let last_lower = key_lower(last_position, seq_k);
+    let first_limit = key_limit(first_position, RIGHT_BOUND, params.right, seq_k);
+    let last_lower = key_lower(last_position, LEFT_BOUND, params.left, seq_k);
 
     let q_base = batch * params.q.x + q_start * params.q.y + params.q.w;
     // @if PAGED
@@ -389,7 +389,7 @@ fn flash(
             let moves = moved[I] != m[I];
             let next = select(m[I], moved[I] + AHEAD, moves);
             // where it moves down there is nothing to scale yet
-            let shrink = select(1.0, weight(min(m[I] - next, 0.0)), moves);
+            let shrink = select(1.0, exp2_weight(min(m[I] - next, 0.0), SOFT_EXP2), moves);
             m[I] = next;
             l[I] *= shrink;
             // @unroll C DV4
@@ -598,7 +598,7 @@ fn flash(
             moved[I] = select(m[I], top, far);
             move_any = move_any || far;
             // @else
-            shrink[I] = weight(m[I] - top);
+            shrink[I] = exp2_weight(m[I] - top, SOFT_EXP2);
             m[I] = top;
             // @end
         }
@@ -613,12 +613,12 @@ fn flash(
             var sum = 0.0;
             // @unroll J BLOCK_K
             // @if LAZY
-            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - m[I]), s[I * BLOCK_K + J] - m[I] > FAR);
+            s[I * BLOCK_K + J] = select(0.0, exp2_weight(s[I * BLOCK_K + J] - m[I], SOFT_EXP2), s[I * BLOCK_K + J] - m[I] > FAR);
             // @else
             // @if PARTIAL
-            s[I * BLOCK_K + J] = select(0.0, weight(s[I * BLOCK_K + J] - m[I]), s[I * BLOCK_K + J] != HIDDEN);
+            s[I * BLOCK_K + J] = select(0.0, exp2_weight(s[I * BLOCK_K + J] - m[I], SOFT_EXP2), s[I * BLOCK_K + J] != HIDDEN);
             // @else
-            s[I * BLOCK_K + J] = weight(s[I * BLOCK_K + J] - m[I]);
+            s[I * BLOCK_K + J] = exp2_weight(s[I * BLOCK_K + J] - m[I], SOFT_EXP2);
             // @end
             // @end
             sum += s[I * BLOCK_K + J];
@@ -784,31 +784,6 @@ fn flash(
         }
     }
     // @end
-}
-
-// 2^x for x <= 0, or little above.
-fn weight(x: f32) -> f32 {
-    if SOFT_EXP2 {
-        return exp2_fma(x);
-    }
-    // far below, where every exp2 gives 0 and none may give anything else
-    return exp2(max(x, -200.0));
-}
-
-// One past the last key that a query at `position` sees.
-fn key_limit(position: i32, seq_k: u32) -> u32 {
-    if !RIGHT_BOUND {
-        return seq_k;
-    }
-    return u32(clamp(position + params.right + 1, 0, i32(seq_k)));
-}
-
-// The first key that it sees.
-fn key_lower(position: i32, seq_k: u32) -> u32 {
-    if !LEFT_BOUND {
-        return 0u;
-    }
-    return u32(clamp(position - params.left, 0, i32(seq_k)));
 }
 
 // Row of a block, and first element in it, of the block's chunk `index`, with `chunks` to a row;

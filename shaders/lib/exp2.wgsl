@@ -16,3 +16,12 @@ fn exp2_fma(x: f32) -> f32 {
     p = fma(p, rest, 1.0);
     return bitcast<f32>(bitcast<i32>(p) + (i32(whole) << 23u));
 }
+
+// The same for a weight, x <= 0 or little above: `soft`, or the device's own where that is fast.
+fn exp2_weight(x: f32, soft: bool) -> f32 {
+    if soft {
+        return exp2_fma(x);
+    }
+    // far below, where every exp2 gives 0 and none may give anything else
+    return exp2(max(x, -200.0));
+}

@@ -1,4 +1,15 @@
-// What attention does to scores and values.
+// Which keys attention sees, and what it does to scores and values.
+
+// One past the last key that a query at `position` sees, of those no further than `right` behind it if
+// there is a bound.
+fn key_limit(position: i32, bounded: bool, right: i32, seq_k: u32) -> u32 {
+    return select(seq_k, u32(clamp(position + right + 1, 0, i32(seq_k))), bounded);
+}
+
+// The first key that it sees, no further than `left` before it.
+fn key_lower(position: i32, bounded: bool, left: i32, seq_k: u32) -> u32 {
+    return select(0u, u32(clamp(position - left, 0, i32(seq_k))), bounded);
+}
 
 // Infinities and NaN, told by their bits, become 0.
 fn finite(x: vec4<f32>) -> vec4<f32> {

@@ -465,11 +465,11 @@ fn fused(
                     top = max(top, s[I * BLOCK_K + J]);
                 }
                 // @end
-                shrink[I] = weight(m[I] - top);
+                shrink[I] = exp2_weight(m[I] - top, SOFT_EXP2);
                 m[I] = top;
                 var sum = 0.0;
                 // @unroll J BLOCK_K
-                s[I * BLOCK_K + J] = weight(s[I * BLOCK_K + J] - top);
+                s[I * BLOCK_K + J] = exp2_weight(s[I * BLOCK_K + J] - top, SOFT_EXP2);
                 sum += s[I * BLOCK_K + J];
                 // @end
                 l[I] = fma(l[I], shrink[I], sum);
@@ -607,15 +607,6 @@ fn bias_begin(seat: vec3<i32>, residue: vec3<u32>, batch: u32, head: u32) -> vec
     let number = ((batch * params.tokens.x + token.x) * params.tokens.y + token.y) * params.tokens.z + token.z;
     let begin = i32((number * params.lse_head.z + head) * params.bias_rows.y);
     return begin + params.bias_axes.xyz + params.kernel.xyz - 1 - seat;
-}
-
-// 2^x for x <= 0.
-fn weight(x: f32) -> f32 {
-    if SOFT_EXP2 {
-        return exp2_fma(x);
-    }
-    // far below, where every exp2 gives 0 and none may give anything else
-    return exp2(max(x, -200.0));
 }
 
 // The portable tier's broadcast: an invocation has loaded all that it hears.

@@ -792,7 +792,6 @@ impl AttentionPlan {
             ("PAGE", number(op.page_size.unwrap_or(1))),
             ("QUANTIZED", op.quantized.is_some().to_string()),
             ("SCALE_BLOCK", number(op.quantized.unwrap_or(1))),
-            ("SPLIT", self.split.is_some().to_string()),
             ("SOFT_EXP2", self.cpu.to_string()),
         ]
     }
@@ -808,8 +807,6 @@ impl AttentionPlan {
         let (d8, dv8) = (s.head_dim / 8, s.head_dim_v / 8);
         let mut spec = self.option_spec();
         spec.extend([
-            ("HEAD_DIM", number(s.head_dim)),
-            ("HEAD_DIM_V", number(s.head_dim_v)),
             ("D8", number(d8)),
             ("DV8", number(dv8)),
             ("LANES", number(t.workgroup)),
@@ -903,6 +900,7 @@ impl AttentionPlan {
                 (op.visible && variant.mask_aligned && matches!(t.block_k, 2 | 4)).to_string(),
             ),
             ("METRIC", op.metric.to_string()),
+            ("SPLIT", self.split.is_some().to_string()),
             ("PASS_KEYS", number(pass_keys)),
             ("PASSES", number(t.block_k / pass_keys)),
             // a load is a loop over lanes with a dozen blocks: a driver on a CPU compiles few of them
