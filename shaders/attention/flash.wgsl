@@ -151,7 +151,8 @@ struct Params {
 @group(0) @binding(12) var<storage, read> metric: array<vec4<f32>>; fn metric_load4n(i: u32, n: u32) -> vec4<f32> { return metric[i >> 2u]; } // @tensor
 // @if RAGGED
 // (sequence, block of rows, split) for each piece of work; then for each sequence its first query,
-// queries, first key, keys, and the place in this table of its first page
+// queries, first key, keys, the place in this table of its first page, and the query and the key that
+// its entries of the bias and the mask begin at
 @group(0) @binding(13) var<storage, read> table: array<u32>;
 // @end
 
@@ -202,12 +203,14 @@ fn flash(
     let batch = table[item * 3u];
     let block = table[item * 3u + 1u];
     let split = table[item * 3u + 2u];
-    let record = params.records + batch * 5u;
+    let record = params.records + batch * 7u;
     let q_start = table[record];
     let seq_q = table[record + 1u];
     let k_start = table[record + 2u];
     let seq_k = table[record + 3u];
     let pages = table[record + 4u];
+    let pair_q = table[record + 5u];
+    let pair_k = table[record + 6u];
     // @else
     let block = group % params.blocks_q;
     // heads before parts, as above
@@ -219,6 +222,8 @@ fn flash(
     let k_start = 0u;
     let seq_k = params.seq_k;
     let pages = 0u;
+    let pair_q = 0u;
+    let pair_k = 0u;
     // @end
     let head_kv = head_group;
     let diagonal = select(0, i32(seq_k) - i32(seq_q), BOTTOM_RIGHT);
@@ -349,13 +354,13 @@ fn flash(
     // @if BIAS
     var bias_row: array<u32, QUERIES>;
     // @unroll I QUERIES
-    bias_row[I] = batch * params.bias.x + head[I] * params.bias.y + row[I] * params.bias.z + params.bias.w;
+    bias_row[I] = batch * params.bias.x + head[I] * params.bias.y + (pair_q + row[I]) * params.bias.z + pair_k + params.bias.w;
     // @end
     // @end
     // @if MASK
     var mask_row: array<u32, QUERIES>;
     // @unroll I QUERIES
-    mask_row[I] = batch * params.mask.x + head[I] * params.mask.y + row[I] * params.mask.z + params.mask.w;
+    mask_row[I] = batch * params.mask.x + head[I] * params.mask.y + (pair_q + row[I]) * params.mask.z + pair_k + params.mask.w;
     // @end
     // @end
 

@@ -1,7 +1,7 @@
 //! Recording a planned attention.
 
 use super::{
-    Algorithm, AttentionArgs, AttentionPlan, Mask, OP, merge,
+    Algorithm, AttentionArgs, AttentionPlan, BiasPositions, Mask, OP, merge,
     plan::Variant,
     table::{self, Table},
 };
@@ -94,26 +94,22 @@ fn wanted<'v, 'a, const N: usize>(
     }
 }
 
-/// A bias or mask: each of its first three axes may be 1. With packed sequences its last two reach as
-/// far as the longest sequence.
+/// A bias or mask: each of its first three axes may be 1. `axes` says what `full` is made of where
+/// that is not plain.
 fn broadcasts(
     what: &'static str,
     view: &TensorView<'_, 4>,
     full: [u32; 4],
-    packed: bool,
+    axes: &str,
 ) -> Result<()> {
     let shape = view.layout.shape;
-    let fits = |axis: usize| {
-        let exact = shape[axis] == full[axis];
-        exact || (packed && axis > 1 && shape[axis] > full[axis]) || (axis < 3 && shape[axis] == 1)
-    };
-    if (0..4).all(fits) {
+    if (0..4).all(|axis| shape[axis] == full[axis] || (axis < 3 && shape[axis] == 1)) {
         return view.check(OP, what);
     }
     Err(Error::shape(
         OP,
         what,
-        format!("{full:?}, or 1 on any of the first three axes"),
+        format!("{full:?}, or 1 on any of the first three axes{axes}"),
         format!("{shape:?}"),
     ))
 }
@@ -279,24 +275,10 @@ impl AttentionPlan {
         }
         let bias = wanted("bias", &args.bias, op.bias)?;
         let visible = wanted("visible", &args.visible, op.visible)?;
-        let longest = |bounds: Option<&[u32]>, all: u32| {
-            let lengths = bounds.map(|b| b.windows(2).map(|w| w[1].saturating_sub(w[0])).max());
-            lengths.map_or(all, Option::unwrap_or_default)
-        };
-        let sequences = match args.cu_seqlens_q {
-            Some(bounds) if op.packed => {
-                u32::try_from(bounds.len().saturating_sub(1)).unwrap_or(u32::MAX)
-            }
-            _ => s.batch,
-        };
-        let keys = match op.page_size {
-            Some(_) => s.seq_k,
-            None => longest(args.cu_seqlens_k, s.seq_k),
-        };
-        let full = [sequences, s.heads, longest(args.cu_seqlens_q, s.seq_q), keys];
+        let (full, axes) = self.bias_shape(args);
         for (what, view) in [("bias", bias), ("visible", visible)] {
             if let Some(view) = view {
-                broadcasts(what, view, full, op.packed)?;
+                broadcasts(what, view, full, axes)?;
                 inputs.push((what, view.buffer));
             }
         }
@@ -343,6 +325,49 @@ impl AttentionPlan {
             texels: false,
         };
         Ok((variant, table))
+    }
+
+    /// Shape of a bias or mask that repeats along no axis, and what that is for packed sequences.
+    fn bias_shape(&self, args: &AttentionArgs<'_>) -> ([u32; 4], &'static str) {
+        let (s, op) = (self.shape, &self.options);
+        if !op.packed {
+            return ([s.batch, s.heads, s.seq_q, s.seq_k], "");
+        }
+        // bounds that are none are refused later
+        let longest = |bounds: Option<&[u32]>| {
+            let lengths = bounds.unwrap_or_default().windows(2).map(|w| w[1].saturating_sub(w[0]));
+            lengths.max().unwrap_or_default()
+        };
+        let count = |list: Option<&[u32]>| {
+            u32::try_from(list.map_or(0, <[u32]>::len).saturating_sub(1)).unwrap_or(u32::MAX)
+        };
+        match (op.bias_positions, op.page_size) {
+            (BiasPositions::Sequence, None) => (
+                [
+                    count(args.cu_seqlens_q),
+                    s.heads,
+                    longest(args.cu_seqlens_q),
+                    longest(args.cu_seqlens_k),
+                ],
+                " (BiasPositions::Sequence: sequences, heads, longest queries, longest keys)",
+            ),
+            (BiasPositions::Sequence, Some(_)) => (
+                [count(args.cu_seqlens_q), s.heads, longest(args.cu_seqlens_q), s.seq_k],
+                " (BiasPositions::Sequence: sequences, heads, longest queries, seq_k)",
+            ),
+            (BiasPositions::Pack, None) => (
+                [1, s.heads, s.seq_q, s.seq_k],
+                " (BiasPositions::Pack: 1, heads, queries and keys of all sequences)",
+            ),
+            (BiasPositions::Pack, Some(_)) => {
+                let lengths = args.key_lengths.unwrap_or_default();
+                let keys = lengths.iter().fold(0, |sum: u32, &n| sum.saturating_add(n));
+                (
+                    [1, s.heads, s.seq_q, keys],
+                    " (BiasPositions::Pack: 1, heads, queries and key_lengths of all sequences)",
+                )
+            }
+        }
     }
 
     /// Records a checked call, with `textures` of queries, keys and values where they have been copied.

@@ -123,6 +123,39 @@ pub struct Window {
     pub right: Option<u32>,
 }
 
+/// What the last two axes of a bias or a boolean mask of packed sequences count. There is no third
+/// meaning, and a tensor of another size than the chosen one has is refused.
+///
+/// Below, sequence `a` has queries `cu_seqlens_q[a]..cu_seqlens_q[a + 1]` and keys
+/// `cu_seqlens_k[a]..cu_seqlens_k[a + 1]`; `i` and `j` count from its own first query and key. Entries
+/// that belong to no query and key of one sequence are never used, whatever they hold.
+///
+/// Three sequences of 5, 7 and 20 tokens, with a bias for every pair of tokens of the pack:
+///
+/// ```
+/// use tilewise::attention::{Attention, BiasPositions};
+/// let op = Attention {
+///     packed: true,
+///     bias: true,
+///     // the bias is [1, heads, 32, 32]; with BiasPositions::Sequence it is [3, heads, 20, 20]
+///     bias_positions: BiasPositions::Pack,
+///     ..Default::default()
+/// };
+/// # let _ = op;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BiasPositions {
+    /// Positions in the sequence: `[sequences, heads, longest queries, longest keys]`, entry
+    /// `[a, h, i, j]`. The longest are those of the call; for keys in pages `seq_k` stands for the
+    /// longest keys. A larger tensor is given as a view of that size.
+    #[default]
+    Sequence,
+    /// Positions in the pack: `[1, heads, seq_q, seq_k]`, entry
+    /// `[0, h, cu_seqlens_q[a] + i, cu_seqlens_k[a] + j]`. For keys in pages, `seq_k` is here the sum
+    /// of `key_lengths`, and the sum of those before `a` stands for `cu_seqlens_k[a]`.
+    Pack,
+}
+
 /// Whether the keys of one query are shared out to several workgroups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Split {
@@ -215,6 +248,8 @@ pub struct Attention {
     /// Sequences of different lengths lie one after the other:
     /// [`AttentionArgs::cu_seqlens_q`] and [`AttentionArgs::cu_seqlens_k`].
     pub packed: bool,
+    /// What `bias` and `visible` of packed sequences count; [`BiasPositions::Pack`] needs `packed`.
+    pub bias_positions: BiasPositions,
     /// Each sequence has its own number of keys: [`AttentionArgs::key_lengths`].
     pub key_lengths: bool,
     /// Keys and values lie in pages of so many rows, a power of two (PagedAttention,
@@ -251,10 +286,12 @@ pub struct AttentionArgs<'a> {
     /// ALiBi slopes `[heads]`, f32.
     pub slopes: Option<TensorView<'a, 1>>,
     /// Additive bias `[batch, heads, seq_q, seq_k]`, of which any of the first three may be 1 and is
-    /// then repeated. Entries may be -inf.
+    /// then repeated. Entries may be -inf. Of packed sequences
+    /// `[sequences, heads, longest queries, longest keys]`, or `[1, heads, seq_q, seq_k]` with
+    /// [`BiasPositions::Pack`].
     pub bias: Option<TensorView<'a, 4>>,
-    /// Boolean mask, u8, 0 hides; shaped and repeated as `bias`: `[batch, 1, 1, seq_k]` is a
-    /// key-padding mask.
+    /// Boolean mask, u8, 0 hides; shaped and repeated as `bias`, also for packed sequences:
+    /// `[batch, 1, 1, seq_k]` is a key-padding mask.
     pub visible: Option<TensorView<'a, 4>>,
     /// Sink logits `[heads]`, f32, finite. A row that sees no key then has output 0 and its sink as
     /// LSE.

@@ -1,8 +1,8 @@
 //! Checks, choice of tiles, kernels.
 
 use super::{
-    Algorithm, Attention, AttentionShape, CausalAlignment, MAX_HEAD_DIM, MAX_SEQ, Mask, OP,
-    SPLIT_KEYS, Split, Tiles, merge,
+    Algorithm, Attention, AttentionShape, BiasPositions, CausalAlignment, MAX_HEAD_DIM, MAX_SEQ,
+    Mask, OP, SPLIT_KEYS, Split, Tiles, merge,
 };
 use crate::{
     Caps, Context, DType, Error, Result, Tier,
@@ -290,6 +290,11 @@ impl Attention {
         if let (Some(tokens), Some(page)) = (self.quantized, self.page_size) {
             exclude("quantized", tokens > page, "a scale for more tokens than a page has")?;
         }
+        exclude(
+            "bias_positions",
+            self.bias_positions == BiasPositions::Pack && !self.packed,
+            "positions of the pack need packed sequences",
+        )?;
         if self.packed && shape.batch > 1 {
             return Err(Error::shape(OP, "batch", "1 for packed sequences", shape.batch));
         }
@@ -342,7 +347,8 @@ impl Attention {
         let mut fitted = tiles;
         // four entries of a mask are one word, whose load is dearer than all else there is to a key
         let wide = shape.head_dim.max(shape.head_dim_v);
-        if self.visible && caps.texels >= texels::ROW && wide <= 64 {
+        let words = self.bias_positions == BiasPositions::Sequence;
+        if self.visible && words && caps.texels >= texels::ROW && wide <= 64 {
             fitted.block_k = 4;
             fitted.queries = fitted.queries.min(4);
         }
@@ -861,6 +867,8 @@ impl AttentionPlan {
         for (_, decl) in tensors.iter_mut().filter(|(name, _)| *name == "bias") {
             *decl = decl.map(|decl| TensorDecl { pairs, ..decl });
         }
+        // a sequence's first key may stand anywhere in a row over the pack
+        let words = op.bias_positions == BiasPositions::Sequence;
         let load = match variant.texels {
             true => texels::elements(kv_dtype) / 4,
             false => 1 + u32::from(wide),
@@ -897,7 +905,8 @@ impl AttentionPlan {
             // of at most four keys, all in one word
             (
                 "MASK_WORDS",
-                (op.visible && variant.mask_aligned && matches!(t.block_k, 2 | 4)).to_string(),
+                (op.visible && words && variant.mask_aligned && matches!(t.block_k, 2 | 4))
+                    .to_string(),
             ),
             ("METRIC", op.metric.to_string()),
             ("SPLIT", self.split.is_some().to_string()),

@@ -1,6 +1,6 @@
 //! The table that tells the kernels where sequences lie.
 
-use super::{Attention, AttentionArgs, AttentionShape, OP};
+use super::{Attention, AttentionArgs, AttentionShape, BiasPositions, OP};
 use crate::{Error, Result};
 
 /// One sequence: its queries and its keys.
@@ -10,7 +10,12 @@ struct Sequence {
     q_len: u32,
     k_start: u32,
     k_len: u32,
+    /// Row and column of the bias and the mask that its own begin at.
+    pair: [u32; 2],
 }
+
+/// Words of a sequence's record; must match the kernels.
+const RECORD: u64 = 7;
 
 /// Pieces of work and sequences, as the kernels read them.
 #[derive(Debug)]
@@ -43,7 +48,7 @@ pub(super) fn build(
         let keys = u64::from(s.batch) * u64::from(s.seq_k);
         return Ok(Table { words: Vec::new(), items: 0, records: 0, counts: 0, keys });
     }
-    let sequences = sequences(s, args)?;
+    let sequences = sequences(op, s, args)?;
     let limit = |what, need: usize| Error::Limit {
         op: OP,
         what,
@@ -66,11 +71,13 @@ pub(super) fn build(
     };
     let records = place(&words)?;
     let width = op.page_size.map_or(0, |page| s.seq_k.div_ceil(page));
-    let first_page = u64::from(records) + 5 * sequences.len() as u64;
+    let first_page = u64::from(records) + RECORD * sequences.len() as u64;
     for (batch, sequence) in (0u64..).zip(&sequences) {
         let at = first_page + batch * u64::from(width);
         let at = u32::try_from(at).map_err(|_| limit("words of the table", usize::MAX))?;
-        words.extend([sequence.q_start, sequence.q_len, sequence.k_start, sequence.k_len, at]);
+        let [pair_q, pair_k] = sequence.pair;
+        let Sequence { q_start, q_len, k_start, k_len, .. } = *sequence;
+        words.extend([q_start, q_len, k_start, k_len, at, pair_q, pair_k]);
     }
     if let Some(page_size) = op.page_size {
         words.extend(page_table(args, &sequences, width, page_size, pages)?);
@@ -106,7 +113,11 @@ fn check_given(op: &Attention, args: &AttentionArgs<'_>) -> Result<()> {
     given("page_table", args.page_table.is_some(), paged)
 }
 
-fn sequences(s: &AttentionShape, args: &AttentionArgs<'_>) -> Result<Vec<Sequence>> {
+fn sequences(
+    op: &Attention,
+    s: &AttentionShape,
+    args: &AttentionArgs<'_>,
+) -> Result<Vec<Sequence>> {
     let queries: Vec<(u32, u32)> = match args.cu_seqlens_q {
         Some(bounds) => ranges("cu_seqlens_q", bounds, "seq_q", s.seq_q)?,
         // a list of lengths of another length is refused below
@@ -139,11 +150,16 @@ fn sequences(s: &AttentionShape, args: &AttentionArgs<'_>) -> Result<Vec<Sequenc
             keys.len(),
         ));
     }
-    let join = |(&(q_start, q_len), &(k_start, k_len)): (&(u32, u32), &(u32, u32))| Sequence {
-        q_start,
-        q_len,
-        k_start,
-        k_len,
+    // keys of the sequences before: the place of a first key in the pack, also where keys lie in pages
+    let mut before = 0u32;
+    let join = |(&(q_start, q_len), &(k_start, k_len)): (&(u32, u32), &(u32, u32))| {
+        let pair = match op.bias_positions {
+            BiasPositions::Sequence => [0, 0],
+            BiasPositions::Pack => [q_start, before],
+        };
+        // no bias has more columns than a u32 counts, see `bias_shape`
+        before = before.saturating_add(k_len);
+        Sequence { q_start, q_len, k_start, k_len, pair }
     };
     Ok(queries.iter().zip(&keys).map(join).collect())
 }

@@ -1,5 +1,5 @@
 use crate::attention::{
-    Attention, AttentionShape, CausalAlignment, Mask, TripleAttention, TripleShape,
+    Attention, AttentionShape, BiasPositions, CausalAlignment, Mask, TripleAttention, TripleShape,
 };
 
 /// Inputs of the reference, row-major without gaps; those of options that are off are empty.
@@ -29,8 +29,8 @@ pub struct AttentionInputs<'a> {
 /// natural-log LSE.
 ///
 /// Returns `o` `[batch, seq_q, heads, head_dim_v]` and `lse` `[batch, heads, seq_q]`. A row that sees no
-/// key gives 0, and -inf or its sink. Packed sequences, pages and int8 are not known here: they say how
-/// inputs are stored.
+/// key gives 0, and -inf or its sink. Packed sequences (see [`packed_attention`]), pages and int8 are not
+/// known here: they say how inputs are stored.
 ///
 /// # Panics
 /// If a slice is shorter than its shape.
@@ -103,6 +103,72 @@ pub fn attention(
                     }
                 }
             }
+        }
+    }
+    (o, lse)
+}
+
+/// [`attention`] of packed sequences, one after the other: sequence `a` has queries
+/// `bounds_q[a]..bounds_q[a + 1]` and keys `bounds_k[a]..bounds_k[a + 1]`.
+///
+/// Shapes are those of one problem of `seq_q` queries and `seq_k` keys, but for bias and mask with
+/// [`BiasPositions::Sequence`]: `[sequences, heads, longest queries, longest keys]`. Not broadcast either.
+/// `key_lengths` are not used.
+///
+/// # Panics
+/// If a slice is shorter than its shape, or a bound greater than the next.
+pub fn packed_attention(
+    shape: &AttentionShape,
+    options: &Attention,
+    inputs: &AttentionInputs<'_>,
+    bounds_q: &[u32],
+    bounds_k: &[u32],
+) -> (Vec<f64>, Vec<f64>) {
+    let [h, hk, d, dv] =
+        [shape.heads, shape.heads_kv, shape.head_dim, shape.head_dim_v].map(|x| x as usize);
+    let total = shape.seq_q as usize;
+    let longest = |bounds: &[u32]| {
+        bounds.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
+    };
+    let (longest_q, longest_k) = (longest(bounds_q), longest(bounds_k));
+    let mut o = vec![0.0; total * h * dv];
+    let mut lse = vec![0.0; h * total];
+    for (a, (queries, keys)) in bounds_q.windows(2).zip(bounds_k.windows(2)).enumerate() {
+        let [q0, q1, k0, k1] = [queries[0], queries[1], keys[0], keys[1]].map(|x| x as usize);
+        let (t, n) = (q1 - q0, k1 - k0);
+        // entry of the bias and of the mask for a head, query and key of this sequence
+        let entry = |head: usize, i: usize, j: usize| match options.bias_positions {
+            BiasPositions::Sequence => ((a * h + head) * longest_q + i) * longest_k + j,
+            BiasPositions::Pack => (head * total + q0 + i) * shape.seq_k as usize + k0 + j,
+        };
+        let entries: Vec<usize> =
+            (0..h * t * n).map(|x| entry(x / (t * n), x / n % t, x % n)).collect();
+        let bias: Vec<f64> =
+            if options.bias { entries.iter().map(|&x| inputs.bias[x]).collect() } else { vec![] };
+        let visible: Vec<bool> = if options.visible {
+            entries.iter().map(|&x| inputs.visible[x]).collect()
+        } else {
+            vec![]
+        };
+        let alone = AttentionShape {
+            batch: 1,
+            seq_q: queries[1] - queries[0],
+            seq_k: keys[1] - keys[0],
+            ..*shape
+        };
+        let part = AttentionInputs {
+            q: &inputs.q[q0 * h * d..q1 * h * d],
+            k: &inputs.k[k0 * hk * d..k1 * hk * d],
+            v: &inputs.v[k0 * hk * dv..k1 * hk * dv],
+            bias: &bias,
+            visible: &visible,
+            key_lengths: &[],
+            ..*inputs
+        };
+        let (part_o, part_lse) = attention(&alone, options, &part);
+        o[q0 * h * dv..q1 * h * dv].copy_from_slice(&part_o);
+        for head in 0..h {
+            lse[head * total + q0..][..t].copy_from_slice(&part_lse[head * t..][..t]);
         }
     }
     (o, lse)

@@ -7,7 +7,7 @@
 mod attention;
 mod linear_attention;
 
-pub use attention::{AttentionInputs, attention, triple_attention};
+pub use attention::{AttentionInputs, attention, packed_attention, triple_attention};
 pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, channel_attention, linear_attention,
 };

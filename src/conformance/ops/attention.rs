@@ -3,8 +3,8 @@
 use super::rig::{Rig, Tensor};
 use super::{Op, not_built};
 use crate::attention::{
-    Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment, Mask, Merge,
-    MergeArgs, MergeShape, TripleArgs, TripleAttention, TripleShape, Window,
+    Attention, AttentionArgs, AttentionPlan, AttentionShape, BiasPositions, CausalAlignment, Mask,
+    Merge, MergeArgs, MergeShape, TripleArgs, TripleAttention, TripleShape, Window,
 };
 use crate::conformance::case::{Case, Data};
 use crate::conformance::run::{Outcome, Output, Stop};
@@ -64,6 +64,15 @@ fn window(case: &Case) -> Result<Window, Stop> {
     Ok(Window { left, right })
 }
 
+/// What the bias and the mask of packed sequences count; there is no default.
+fn bias_positions(case: &Case) -> Result<BiasPositions, Stop> {
+    case.param_as("bias_positions", "pack or sequence", |v| match v.as_str()? {
+        "pack" => Some(BiasPositions::Pack),
+        "sequence" => Some(BiasPositions::Sequence),
+        _ => None,
+    })
+}
+
 /// Shape and bytes of a mask.
 type ByteMask = ([u32; 4], Vec<u8>);
 
@@ -106,6 +115,11 @@ fn visible(case: &Case, s: &AttentionShape) -> Result<Option<ByteMask>, Stop> {
     })
 }
 
+fn upload_mask(rig: &Rig<'_>, (shape, data): &ByteMask) -> Result<Tensor<4>> {
+    let data: Vec<f32> = data.iter().copied().map(f32::from).collect();
+    rig.upload(*shape, &data, DType::U8)
+}
+
 fn sdpa(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([batch, heads, seq_q, head_dim], q) = case.input("in.q")?;
     let (k_shape @ [_, heads_kv, seq_k, _], k) = case.input("in.k")?;
@@ -143,11 +157,7 @@ fn sdpa(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
         }
         false => None,
     };
-    let visible = visible.map(|(shape, data)| {
-        let data: Vec<f32> = data.into_iter().map(f32::from).collect();
-        rig.upload(shape, &data, DType::U8)
-    });
-    let visible = visible.transpose()?;
+    let visible = visible.map(|mask| upload_mask(rig, &mask)).transpose()?;
     let o = rig.poisoned([batch, heads, seq_q, head_dim_v], dtype)?;
     let lse = rig.poisoned([batch, heads, seq_q], DType::F32)?;
     let scratch = scratch(rig, &plan)?;
@@ -177,25 +187,43 @@ fn varlen(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
         _ => Err(Stop::Failed(format!("the case lacks {name} of type I32"))),
     };
     let (cu_q, cu_k) = (bounds("in.cu_q")?, bounds("in.cu_k")?);
+    let shape = AttentionShape { batch: 1, seq_q, seq_k, heads, heads_kv, head_dim, head_dim_v };
+    let visible = visible(case, &shape)?;
+    let bias = case.tensor("in.bias").map(|_| case.input::<4>("in.bias")).transpose()?;
+    let slopes = case.tensor("in.slopes").map(|_| case.input::<1>("in.slopes")).transpose()?;
     let options = Attention {
         mask: mask(case)?,
         window: window(case)?,
         scale: case.param_f32("scale")?,
+        // the cases say 0 for none
+        softcap: case.param_f32("softcap")?.filter(|cap| *cap != 0.0),
+        alibi: slopes.is_some(),
+        bias: bias.is_some(),
+        visible: visible.is_some(),
         packed: true,
+        bias_positions: match bias.is_some() || visible.is_some() {
+            true => bias_positions(case)?,
+            false => BiasPositions::default(),
+        },
         dtype,
         ..Default::default()
     };
-    let shape = AttentionShape { batch: 1, seq_q, seq_k, heads, heads_kv, head_dim, head_dim_v };
     let plan = options.plan(rig, shape)?;
     let one = |[t, h, d]: [u32; 3]| [1, t, h, d];
     let q = rig.upload([1, seq_q, heads, head_dim], q, dtype)?;
     let k = rig.upload(one(k_shape), k, dtype)?;
     let v = rig.upload(one(v_shape), v, dtype)?;
+    let slopes = slopes.map(|(shape, x)| rig.upload(shape, x, DType::F32)).transpose()?;
+    let bias = bias.map(|(shape, x)| rig.upload(shape, x, DType::F32)).transpose()?;
+    let visible = visible.map(|mask| upload_mask(rig, &mask)).transpose()?;
     let o = rig.poisoned([1, seq_q, heads, head_dim_v], dtype)?;
     let lse = rig.poisoned([1, heads, seq_q], DType::F32)?;
     let scratch = scratch(rig, &plan)?;
     let args = AttentionArgs {
         lse: Some(lse.view()),
+        slopes: slopes.as_ref().map(Tensor::view),
+        bias: bias.as_ref().map(Tensor::view),
+        visible: visible.as_ref().map(Tensor::view),
         cu_seqlens_q: Some(&cu_q),
         cu_seqlens_k: Some(&cu_k),
         scratch: scratch.as_ref(),

@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::case::{Case, CaseTensor, Data, Expect, Tolerance};
 use crate::attention::{
-    Attention, AttentionShape, CausalAlignment, Mask, TripleAttention, TripleShape, Window,
+    Attention, AttentionShape, BiasPositions, CausalAlignment, Mask, TripleAttention, TripleShape,
+    Window,
 };
 use crate::fft::Direction;
 use crate::linear_attention::{
@@ -355,40 +356,133 @@ fn varlen(p: &mut Problem) {
     p.param("causal", causal);
     let lengths: Vec<[u32; 2]> =
         (0..p.rng.range(1, 4)).map(|_| [p.rng.range(0, 70), p.rng.range(0, 70)]).collect();
-    for (side, name) in ["in.cu_q", "in.cu_k"].into_iter().enumerate() {
-        let mut bounds = vec![0i32];
+    let bounds = [0, 1].map(|side| {
+        let mut bounds = vec![0u32];
         for l in &lengths {
-            bounds.push(bounds.last().copied().unwrap_or(0) + l[side].cast_signed());
+            bounds.push(bounds.last().copied().unwrap_or(0) + l[side]);
         }
-        let shape = vec![bounds.len() as u32];
-        p.tensors.insert(name.into(), CaseTensor { shape, data: Data::I32(bounds) });
+        bounds
+    });
+    for (bounds, name) in bounds.iter().zip(["in.cu_q", "in.cu_k"]) {
+        let data = Data::I32(bounds.iter().map(|x| x.cast_signed()).collect());
+        p.tensors.insert(name.into(), CaseTensor { shape: vec![bounds.len() as u32], data });
     }
     [s.seq_q, s.seq_k] = [0, 1].map(|side| lengths.iter().map(|l| l[side]).sum());
     let q = p.normal("in.q", &[s.seq_q, s.heads, s.head_dim]);
     let k = p.normal("in.k", &[s.seq_k, s.heads_kv, s.head_dim]);
     let v = p.normal("in.v", &[s.seq_k, s.heads_kv, s.head_dim_v]);
-    let options = Attention { mask: causal_mask(causal), scale: Some(scale), ..Default::default() };
-    let (mut o, mut parts) = (Vec::new(), Vec::new());
-    let (mut from_q, mut from_k) = (0, 0);
-    for [t, n] in lengths {
-        let part = AttentionShape { seq_q: t, seq_k: n, ..s };
-        let row = |x: u32, h: u32, d: u32| (x * h * d) as usize;
-        let inputs = AttentionInputs {
-            q: &q[row(from_q, s.heads, s.head_dim)..],
-            k: &k[row(from_k, s.heads_kv, s.head_dim)..],
-            v: &v[row(from_k, s.heads_kv, s.head_dim_v)..],
-            ..Default::default()
-        };
-        let (o_part, lse) = reference::attention(&part, &options, &inputs);
-        o.extend(o_part);
-        parts.push((t as usize, lse));
-        (from_q, from_k) = (from_q + t, from_k + n);
+    // further options last: problems without them stay what they were
+    let softcap = p.rng.chance(15).then(|| p.rng.pick(&[2.0f32, 8.0, 30.0]));
+    p.param("softcap", f64::from(softcap.unwrap_or(0.0)));
+    let (with_bias, with_mask) = (p.rng.chance(40), p.rng.chance(40));
+    let positions = match p.rng.chance(50) {
+        true => BiasPositions::Pack,
+        false => BiasPositions::Sequence,
+    };
+    let mut pairs = Pairs { shape: [0; 4], used: Vec::new() };
+    if with_bias || with_mask {
+        p.param(
+            "bias_positions",
+            if positions == BiasPositions::Pack { "pack" } else { "sequence" },
+        );
+        pairs = Pairs::new(positions, &lengths, [s.seq_q, s.seq_k]);
     }
-    let lse: Vec<f64> = (0..s.heads as usize)
-        .flat_map(|h| parts.iter().flat_map(move |(t, lse)| lse[h * t..][..*t].iter().copied()))
-        .collect();
+    let (mut bias, mut visible) = (Vec::new(), Vec::new());
+    if with_bias {
+        let few = if p.rng.chance(50) { 1 } else { s.heads };
+        let [a, _, t, n] = pairs.shape;
+        let mut x = p.input("in.bias", &[a, few, t, n], 1.0 / 64.0, [-128, 128]);
+        for (at, x) in x.iter_mut().enumerate() {
+            if p.rng.chance(5) {
+                *x = f64::NEG_INFINITY;
+            }
+            // what belongs to no pair may hold anything
+            if !pairs.used(at, few) {
+                *x = p.rng.pick(&[f64::NAN, f64::INFINITY, 1e30, -3.0]);
+            }
+        }
+        p.given("in.bias", &[a, few, t, n], &x);
+        bias = pairs.spread(&x, few, s.heads);
+    }
+    if with_mask {
+        let few = if p.rng.chance(50) { 1 } else { s.heads };
+        let [a, _, t, n] = pairs.shape;
+        let share = p.rng.pick(&[20, 60, 95]);
+        let data: Vec<u8> = (0..a * few * t * n).map(|_| u8::from(p.rng.chance(share))).collect();
+        let wide: Vec<f64> = data.iter().copied().map(f64::from).collect();
+        visible = pairs.spread(&wide, few, s.heads).into_iter().map(|x| x != 0.0).collect();
+        let tensor = CaseTensor { shape: vec![a, few, t, n], data: Data::U8(data) };
+        p.tensors.insert("in.mask".into(), tensor);
+    }
+    let options = Attention {
+        mask: causal_mask(causal),
+        scale: Some(scale),
+        softcap,
+        bias: with_bias,
+        visible: with_mask,
+        packed: true,
+        bias_positions: positions,
+        ..Default::default()
+    };
+    let inputs = AttentionInputs {
+        q: &q,
+        k: &k,
+        v: &v,
+        bias: &bias,
+        visible: &visible,
+        ..Default::default()
+    };
+    let (o, lse) = reference::packed_attention(&s, &options, &inputs, &bounds[0], &bounds[1]);
     p.output("out.o", &[s.seq_q, s.heads, s.head_dim_v], &o, Class::Plain);
     p.output("out.lse", &[s.heads, s.seq_q], &lse, Class::Plain);
+}
+
+/// Sizes of a bias or mask of packed sequences, the heads aside, and which entries belong to a query
+/// and a key of one sequence.
+struct Pairs {
+    shape: [u32; 4],
+    used: Vec<bool>,
+}
+
+impl Pairs {
+    fn new(positions: BiasPositions, lengths: &[[u32; 2]], totals: [u32; 2]) -> Self {
+        let longest = |side: usize| lengths.iter().map(|l| l[side]).max().unwrap_or(0);
+        let [a, t, n] = match positions {
+            BiasPositions::Pack => [1, totals[0], totals[1]],
+            BiasPositions::Sequence => [lengths.len() as u32, longest(0), longest(1)],
+        };
+        let mut used = vec![false; (a * t * n) as usize];
+        let mut first = [0, 0];
+        for (sequence, &[queries, keys]) in (0..).zip(lengths) {
+            let [batch, row, column] = match positions {
+                BiasPositions::Pack => [0, first[0], first[1]],
+                BiasPositions::Sequence => [sequence, 0, 0],
+            };
+            for i in 0..queries {
+                let from = ((batch * t + row + i) * n + column) as usize;
+                used[from..][..keys as usize].fill(true);
+            }
+            first = [first[0] + queries, first[1] + keys];
+        }
+        Self { shape: [a, 1, t, n], used }
+    }
+
+    /// Whether an entry of a tensor with so many heads belongs to a pair.
+    fn used(&self, at: usize, heads: u32) -> bool {
+        let map = (self.shape[2] * self.shape[3]) as usize;
+        self.used[at / (map * heads as usize) * map + at % map]
+    }
+
+    /// A tensor of `few` heads, 1 or all, with all of them.
+    fn spread(&self, x: &[f64], few: u32, heads: u32) -> Vec<f64> {
+        let map = (self.shape[2] * self.shape[3]) as usize;
+        (0..self.shape[0] * heads)
+            .flat_map(|i| {
+                let at = i / heads * few + i % heads % few;
+                x[at as usize * map..][..map].to_vec()
+            })
+            .collect()
+    }
 }
 
 fn mla_decode(p: &mut Problem) {
