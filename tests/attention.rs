@@ -10,9 +10,9 @@ use common::{
 use tilewise::{
     Caps, Context, DType, Error, Layout, Tensor, TensorView,
     attention::{
-        Algorithm, Attention, AttentionArgs, AttentionShape, CausalAlignment, KvAppend,
-        KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Split, Tiles, TripleArgs,
-        TripleAttention, TripleShape, Window, quantize,
+        Algorithm, Attention, AttentionArgs, AttentionShape, BiasPositions, CausalAlignment,
+        KvAppend, KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Split, Tiles,
+        TripleArgs, TripleAttention, TripleShape, Window, quantize,
     },
     reference, wgpu,
 };
@@ -764,7 +764,8 @@ fn latent_keys() {
     }
 }
 
-/// Packed sequences, empty ones among them, against each one alone; with keys in one row or in pages.
+/// Packed sequences, empty ones among them, against each one alone; with keys in one row or in pages,
+/// and with a bias for each head and a mask for all of them, by positions of the sequence or the pack.
 #[test]
 fn packed_sequences() {
     let (lens_q, lens_k) = ([5u32, 0, 40, 1, 33], [9u32, 4, 40, 0, 70]);
@@ -779,11 +780,17 @@ fn packed_sequences() {
     let [total_q, total_k] = [cu_q[5], cu_k[5]];
     for (index, device) in devices().iter().enumerate() {
         let ctx = &device.ctx;
-        for (i, split, dtype, paged) in [
-            (0, Split::Auto, DType::F32, false),
-            (1, Split::Keys(64), DType::F16, false),
-            (2, Split::Never, DType::F16, true),
-            (3, Split::Keys(64), DType::F32, true),
+        let (by_sequence, by_pack) = (Some(BiasPositions::Sequence), Some(BiasPositions::Pack));
+        for (i, split, dtype, paged, positions) in [
+            (0, Split::Auto, DType::F32, false, None),
+            (1, Split::Keys(64), DType::F16, false, None),
+            (2, Split::Never, DType::F16, true, None),
+            (3, Split::Keys(64), DType::F32, true, None),
+            (4, Split::Auto, DType::F32, false, by_pack),
+            (5, Split::Keys(64), DType::F16, false, by_pack),
+            (6, Split::Auto, DType::BF16, true, by_pack),
+            (7, Split::Never, DType::F16, false, by_sequence),
+            (8, Split::Keys(64), DType::F32, true, by_sequence),
         ] {
             if !in_turn(index, i, 4) {
                 continue;
@@ -799,12 +806,55 @@ fn packed_sequences() {
                 packed: true,
                 split,
                 dtype,
-                alibi: true,
+                // no more bindings than every device has
+                alibi: positions.is_none(),
+                bias: positions.is_some(),
+                visible: positions.is_some(),
+                bias_positions: positions.unwrap_or_default(),
                 key_lengths: paged,
                 page_size: paged.then_some(16),
                 ..Default::default()
             };
             let longest = if paged { 70 } else { total_k };
+            // place of the entry of each query and key of a sequence in the bias and the mask of a head
+            let pack = positions == by_pack;
+            let [batch, rows, columns] = if pack { [1, total_q, total_k] } else { [5, 40, 70] };
+            let place = |heads: u32, seq: usize, head: u32, i: u32, j: u32| {
+                let [a, i, j] =
+                    if pack { [0, cu_q[seq] + i, cu_k[seq] + j] } else { [seq as u32, i, j] };
+                (((a * heads + head) * rows + i) * columns + j) as usize
+            };
+            let entries = |heads: u32, seq: usize| -> Vec<usize> {
+                let [t, n] = [lens_q[seq], lens_k[seq]];
+                (0..heads * t * n)
+                    .map(|at| place(heads, seq, at / (t * n), at / n % t, at % n))
+                    .collect()
+            };
+            // entries of no pair are never used
+            let mut bias = vec![f32::NAN; (batch * h * rows * columns) as usize];
+            let mut mask = vec![1.0; (batch * rows * columns) as usize];
+            for seq in 0..5 {
+                for at in entries(h, seq) {
+                    let hidden = rng.range(0, 8) == 0;
+                    bias[at] = if hidden { f32::NEG_INFINITY } else { 2.0 * rng.unit() };
+                }
+                for at in entries(1, seq) {
+                    mask[at] = f32::from(u8::from(rng.range(0, 3) > 0));
+                }
+            }
+            let bias_dtype = if i == 6 { DType::F32 } else { dtype };
+            let bias = rounded(&bias, bias_dtype);
+            // rows of the mask begin at whole words, though a sequence's keys may not, and those of
+            // the bias do not
+            let room = |heads: u32, step: u32, offset: u64| Layout {
+                shape: [batch, heads, rows, columns],
+                strides: [heads * rows * step, rows * step, step, 1].map(u64::from),
+                offset,
+            };
+            let bias_layout = room(h, columns + 1 + columns % 2, 3);
+            let mask_layout = room(1, columns.next_multiple_of(4), 8);
+            let tbias = upload_as(ctx, bias_layout, &bias, bias_dtype).unwrap();
+            let tmask = upload_as(ctx, mask_layout, &mask, DType::U8).unwrap();
             let s = shape(1, [total_q, longest], [h, hk], [d, dv]);
             let plan = op.plan(ctx, s).unwrap();
             let slopes = [0.1f32, 0.2, 0.3, 0.4];
@@ -835,7 +885,9 @@ fn packed_sequences() {
             let args = AttentionArgs {
                 lse: Some(lse.view()),
                 scratch: Some(&scratch),
-                slopes: Some(tslopes.view()),
+                slopes: op.alibi.then(|| tslopes.view()),
+                bias: op.bias.then(|| tbias.view_as(bias_layout).unwrap()),
+                visible: op.visible.then(|| tmask.view_as(mask_layout).unwrap()),
                 cu_seqlens_q: Some(&cu_q),
                 cu_seqlens_k: (!paged).then_some(&cu_k[..]),
                 key_lengths: paged.then_some(&lens_k[..]),
@@ -849,20 +901,44 @@ fn packed_sequences() {
             };
             run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
             let (got, got_lse) = (o.read(ctx), lse.read(ctx));
+            let all = reference::packed_attention(
+                &AttentionShape { seq_k: total_k, ..s },
+                &op,
+                &reference::AttentionInputs {
+                    q: &to_f64(&q),
+                    k: &to_f64(&k),
+                    v: &to_f64(&v),
+                    slopes: &to_f64(&slopes),
+                    bias: &to_f64(&bias),
+                    visible: &spread(&mask, [batch, 1, rows, columns], [batch, h, rows, columns])
+                        .iter()
+                        .map(|&x| x > 0.0)
+                        .collect::<Vec<_>>(),
+                    ..Default::default()
+                },
+                &cu_q,
+                &cu_k,
+            );
             for seq in 0..5 {
-                let rows = |cu: &[u32], width: u32| {
+                let rows_of = |cu: &[u32], width: u32| {
                     (cu[seq] * width) as usize..(cu[seq + 1] * width) as usize
                 };
                 let alone = shape(1, [lens_q[seq], lens_k[seq]], [h, hk], [d, dv]);
                 let inputs = Inputs {
-                    q: q[rows(&cu_q, h * d)].to_vec(),
-                    k: k[rows(&cu_k, hk * d)].to_vec(),
-                    v: v[rows(&cu_k, hk * dv)].to_vec(),
+                    q: q[rows_of(&cu_q, h * d)].to_vec(),
+                    k: k[rows_of(&cu_k, hk * d)].to_vec(),
+                    v: v[rows_of(&cu_k, hk * dv)].to_vec(),
                     slopes: slopes.to_vec(),
+                    bias: entries(h, seq).into_iter().map(|at| bias[at]).collect(),
+                    visible: (0..h)
+                        .flat_map(|_| entries(1, seq))
+                        .map(|at| mask[at] > 0.0)
+                        .collect(),
                     ..Default::default()
                 };
                 let (want, want_lse) = inputs.reference(&alone, &op);
-                let error = rel_rms(&got[rows(&cu_q, h * dv)], &want);
+                assert!(all.0[rows_of(&cu_q, h * dv)] == want, "{op:?} {seq}");
+                let error = rel_rms(&got[rows_of(&cu_q, h * dv)], &want);
                 let plain = rel_rms(&rounded(&inputs.plain(&alone, &op), dtype), &want);
                 let budget = 2.0 * plain.max(2.0 * dtype.unit_roundoff());
                 assert!(error <= budget, "{} {op:?} {seq}: {error:.1e}", device.name);

@@ -306,6 +306,7 @@ fn attention_problem(h: &mut Hostile) -> (Attention, AttentionShape) {
         sinks: option(h),
         metric: option(h),
         packed: option(h),
+        bias_positions: if option(h) { BiasPositions::Pack } else { BiasPositions::Sequence },
         key_lengths: pages || option(h),
         page_size: pages.then(|| h.size_of(&[1, 4, 16])),
         quantized: (!plain).then(|| h.maybe(10, |h| h.size_of(&[16, 64]))).flatten(),
@@ -845,6 +846,7 @@ fn map_problem<const D: usize>(
         op.stride[axis] = h.size_of(&[1, 1, kernel]);
         op.is_causal[axis] = h.chance(15);
     }
+    op.shrink_to_fit = h.chance(20);
     if h.chance(30) {
         op.border = h.pick(&[Border::Shift, Border::Masked, Border::Zeros]);
     }

@@ -47,6 +47,7 @@ fn coordinates<const D: usize>(index: usize, shape: [usize; D]) -> [usize; D] {
 }
 
 /// Data of one problem, row-major.
+#[derive(Clone)]
 struct Data {
     q: Vec<f32>,
     k: Vec<f32>,
@@ -69,7 +70,9 @@ fn plain<const D: usize>(
     let tokens: usize = extents.iter().product();
     let scale = op.scale.unwrap_or((d as f32).sqrt().recip());
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    let spans = op.kernel_size.map(|k| 2 * k as usize - 1);
+    // tables are for the windows that were given
+    let (given, op) = (op.kernel_size, &op.fitted(s.spatial));
+    let spans = given.map(|k| 2 * k as usize - 1);
     let mut out = Vec::new();
     for at in 0..batch * tokens * heads {
         let (b, token, head) = (at / (tokens * heads), at / heads % tokens, at % heads);
@@ -97,7 +100,7 @@ fn plain<const D: usize>(
             let mut score = row.map_or(0.0, |row| scale * dot(query, &x.k[row * d..][..d]));
             let offset: [usize; D] = std::array::from_fn(|a| {
                 let own = (place[a] / op.dilation[a] as usize) as i64;
-                (step[a] - own + i64::from(op.kernel_size[a]) - 1) as usize
+                (step[a] - own + i64::from(given[a]) - 1) as usize
             });
             match op.bias {
                 RelativeBias::None => {}
@@ -341,10 +344,15 @@ fn random<const D: usize, const R: usize, const L: usize>(
         rng.range(1, most + 1)
     });
     let stride = kernel_size.map(|k| if rng.range(0, 2) == 0 { 1 } else { rng.range(1, k + 1) });
+    // now and then more than fits
+    let shrink_to_fit = rng.range(0, 4) == 0;
+    let mut larger = |x: u32| if shrink_to_fit { x + rng.range(0, 6) } else { x };
+    let (kernel_size, dilation) = (kernel_size.map(&mut larger), dilation.map(&mut larger));
     let &[heads, heads_kv] = rng.pick(&[[1, 1], [2, 2], [2, 1], [4, 2]]);
     let op = NeighborhoodAttention {
         stride,
         dilation,
+        shrink_to_fit,
         is_causal: causal,
         border,
         bias,
@@ -715,6 +723,124 @@ fn halos_borders_and_biases() {
     }
 }
 
+/// Windows shrink to the most keys that every dilation group has, and to no fewer.
+#[test]
+fn windows_that_fit() {
+    for n in 1..=12u32 {
+        for (k, d) in (1..=9u32).flat_map(|k| (1..=14u32).map(move |d| (k, d))) {
+            for (border, causal) in
+                [(Border::Shift, false), (Border::Masked, false), (Border::Masked, true)]
+            {
+                let given = NeighborhoodAttention {
+                    stride: [k.div_ceil(2)],
+                    dilation: [d],
+                    is_causal: [causal],
+                    border,
+                    shrink_to_fit: true,
+                    ..NeighborhoodAttention::new([k])
+                };
+                let s = shape([n], [1, 1], [8, 8]);
+                let runs = given.fitted([n]);
+                let ([kernel], [stride], [dilation]) =
+                    (runs.kernel_size, runs.stride, runs.dilation);
+                assert!(!runs.shrink_to_fit && runs.check(&s).is_ok() && given.check(&s).is_ok());
+                let off = NeighborhoodAttention { shrink_to_fit: false, ..given };
+                assert_eq!(off.fitted([n]), off);
+                if off.check(&s).is_ok() {
+                    assert_eq!(runs, off);
+                    continue;
+                }
+                assert_eq!(dilation, d.min(n), "{given:?} {n}");
+                if border == Border::Shift || causal {
+                    assert!(kernel * dilation <= n, "{given:?} {n}");
+                    assert!(kernel == k || (kernel + 1) * dilation > n, "{given:?} {n}");
+                } else {
+                    assert_eq!(kernel, k);
+                }
+                assert_eq!(stride, k.div_ceil(2).min(kernel));
+            }
+        }
+    }
+}
+
+/// A window too large for the map gives what the largest one that fits gives, with the middle of its
+/// tables; by the options that say so, which share nothing with the reference's shrinking.
+#[test]
+fn windows_shrink_to_fit() {
+    for (d, device) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 5);
+        for (i, bias) in
+            [RelativeBias::None, RelativeBias::Table, RelativeBias::Factorised { scaled: true }]
+                .into_iter()
+                .enumerate()
+        {
+            for (given, spatial, fits) in [
+                // [kernel size, stride, dilation]
+                ([[7, 7], [1, 1], [1, 4]], [5, 14], [[5, 3], [1, 1], [1, 4]]),
+                ([[7, 5], [7, 3], [3, 2]], [7, 12], [[2, 5], [2, 3], [3, 2]]),
+                ([[3, 6], [2, 6], [9, 1]], [4, 4], [[1, 4], [1, 4], [4, 1]]),
+            ] {
+                for algorithm in BOTH {
+                    if !deal.takes() {
+                        continue;
+                    }
+                    let op =
+                        |[kernel_size, stride, dilation]: [[u32; 2]; 3]| NeighborhoodAttention {
+                            stride,
+                            dilation,
+                            is_causal: [i == 1, false],
+                            bias,
+                            algorithm,
+                            ..NeighborhoodAttention::new(kernel_size)
+                        };
+                    let large = NeighborhoodAttention { shrink_to_fit: true, ..op(given) };
+                    let small = op(fits);
+                    let s = shape(spatial, [2, 1], [8, 4]);
+                    assert!(op(given).plan(&device.ctx, s).is_err());
+                    let problem: Problem<2, 5, 4> = Problem::new(s, large);
+                    problem.check(device, 71);
+
+                    let x = problem.data(&mut Rng(72));
+                    // entries from -(kernel - 1) to kernel - 1 of the small window
+                    let middle = |a: usize| {
+                        let first = given[0][a] - fits[0][a];
+                        first..first + 2 * fits[0][a] - 1
+                    };
+                    let [rows, columns] = given[0].map(|k| 2 * k - 1);
+                    let bias: Vec<f32> = match bias {
+                        RelativeBias::None => Vec::new(),
+                        RelativeBias::Table => (0..2)
+                            .flat_map(|h| middle(0).map(move |y| h * rows + y))
+                            .flat_map(|row| middle(1).map(move |x| row * columns + x))
+                            .map(|at| x.bias[at as usize])
+                            .collect(),
+                        RelativeBias::Factorised { .. } => middle(0)
+                            .chain(middle(1).map(|row| rows + row))
+                            .flat_map(|row| &x.bias[row as usize * 8..][..8])
+                            .copied()
+                            .collect(),
+                    };
+                    let cut = Data { bias, ..x.clone() };
+                    let (want, want_lse) = Problem::<2, 5, 4>::new(s, small).want(&cut);
+                    assert_eq!(problem.want(&x), (want.clone(), want_lse.clone()));
+                    let (got, got_lse) = problem.outputs(&device.ctx, &x);
+                    let what = format!("{}: {large:?} on {spatial:?}", device.name);
+                    let error = rel_rms(&got, &want);
+                    assert!(error < 2e-6, "{what}: {error:.1e}");
+                    let error = rel_rms(&got_lse, &want_lse);
+                    assert!(error < 2e-6, "{what}: LSE {error:.1e}");
+                }
+            }
+            forget(device);
+        }
+        // a map no larger than the window is plain attention
+        let op =
+            NeighborhoodAttention { shrink_to_fit: true, ..NeighborhoodAttention::new([9; 2]) };
+        let plan = op.plan(&device.ctx, shape([3, 4], [1, 1], [8, 8])).unwrap();
+        assert!(plan.is_full(), "{}", plan.label());
+    }
+}
+
 #[test]
 fn no_maps_is_nothing_to_do() {
     for device in devices() {
@@ -742,6 +868,33 @@ fn mistakes_are_named() {
     assert!(good.design(&caps, s).is_ok());
     let table: Vec<(NeighborhoodAttention<2>, NeighborhoodShape<2>, [&str; 2])> = vec![
         (NeighborhoodAttention { kernel_size: [9, 5], ..good }, s, ["kernel_size[0]", "1..=8"]),
+        // and how to have it otherwise
+        (
+            NeighborhoodAttention { kernel_size: [9, 5], ..good },
+            s,
+            ["shortest dilation group of 8 tokens at dilation 1", "(or shrink_to_fit), got 9"],
+        ),
+        (
+            NeighborhoodAttention { dilation: [1, 21], ..good },
+            s,
+            ["dilation[1]", "the extent (or shrink_to_fit), got 21"],
+        ),
+        // which does not forgive what fits nowhere
+        (
+            NeighborhoodAttention { stride: [1, 6], shrink_to_fit: true, ..good },
+            s,
+            ["stride[1]", "1..=5"],
+        ),
+        (
+            NeighborhoodAttention { dilation: [0, 1], shrink_to_fit: true, ..good },
+            s,
+            ["dilation[0]", "got 0"],
+        ),
+        (
+            NeighborhoodAttention { kernel_size: [0, 5], shrink_to_fit: true, ..good },
+            s,
+            ["kernel_size[0]", "got 0"],
+        ),
         (NeighborhoodAttention { kernel_size: [3, 0], ..good }, s, ["kernel_size[1]", "1..=20"]),
         (
             NeighborhoodAttention { kernel_size: [3, 7], dilation: [1, 3], ..good },

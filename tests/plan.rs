@@ -8,9 +8,9 @@ use common::uniformity;
 use tilewise::{
     Caps, Context, DType, Error, Layout, Tensor, TensorView, Tier, Tuned, Tuning,
     attention::{
-        Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, CausalAlignment,
-        KvAppend, KvAppendShape, MAX_HEAD_DIM, Mask, Merge, MergeShape, Split, Tiles,
-        TripleAttention, TripleShape, Window,
+        Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, BiasPositions,
+        CausalAlignment, KvAppend, KvAppendShape, MAX_HEAD_DIM, Mask, Merge, MergeShape, Split,
+        Tiles, TripleAttention, TripleShape, Window,
     },
     wgpu,
 };
@@ -79,6 +79,13 @@ fn attention_options() -> Vec<Attention> {
         Attention { sinks: true, ..base },
         Attention { metric: true, ..base },
         Attention { packed: true, ..base },
+        Attention {
+            packed: true,
+            bias: true,
+            visible: true,
+            bias_positions: BiasPositions::Pack,
+            ..base
+        },
         Attention { key_lengths: true, ..base },
         Attention { quantized: Some(16), ..base },
         paged,
@@ -519,6 +526,38 @@ fn bad_input() {
         bounds(&[0, 4, 3, 5], &[0, 1, 2, 7]),
         &["cu_seqlens_q", "never fall", "3 after 4"],
     ));
+    list.push((
+        "positions of a pack that is none",
+        option(&|op| op.bias_positions = BiasPositions::Pack),
+        &["bias_positions", "need packed sequences"],
+    ));
+    // over the pack, by sequence, and with room to spare
+    let sizes = [[1, 1, 5, 7], [2, 1, 3, 4], [2, 1, 4, 4]];
+    let by_sequence = "[2, 4, 3, 4], or 1 on any of the first three axes (BiasPositions::Sequence";
+    let by_pack = "[1, 4, 5, 7], or 1 on any of the first three axes (BiasPositions::Pack";
+    for (bias_positions, i, words) in [
+        (BiasPositions::Sequence, 0, ["bias", by_sequence, "got [1, 1, 5, 7]"]),
+        (BiasPositions::Sequence, 2, ["bias", by_sequence, "got [2, 1, 4, 4]"]),
+        (BiasPositions::Pack, 1, ["bias", by_pack, "got [2, 1, 3, 4]"]),
+        (BiasPositions::Pack, 2, ["bias", by_pack, "got [2, 1, 4, 4]"]),
+    ] {
+        let wrong = Tensor::<4>::zeros(&ctx, sizes[i], DType::F32).unwrap();
+        let mask = Tensor::<4>::zeros(&ctx, sizes[i], DType::U8).unwrap();
+        for (bias, visible) in [(true, false), (false, true)] {
+            let op = Attention { bias, visible, bias_positions, ..packed };
+            let plan = op.plan(&ctx, SHAPE).unwrap();
+            let args = AttentionArgs {
+                bias: bias.then(|| wrong.view()),
+                visible: visible.then(|| mask.view()),
+                cu_seqlens_q: Some(&[0, 2, 5]),
+                cu_seqlens_k: Some(&[0, 3, 7]),
+                ..AttentionArgs::new(t.q.view(), t.k.view(), t.k.view(), t.o.view())
+            };
+            let error = plan.encode(&ctx, &mut encoder(&ctx), &args).unwrap_err();
+            let words = [if bias { words[0] } else { "visible" }, words[1], words[2]];
+            list.push(("bias or mask of another meaning", error, words.to_vec().leak()));
+        }
+    }
     list.push((
         "cu_seqlens past the end",
         bounds(&[0, 5], &[0, 8]),

@@ -75,12 +75,43 @@ pub enum RelativeBias {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NeighborhoodAttention<const D: usize> {
     /// Keys in a window along each axis, `1..=extent / dilation`; without an upper limit where the
-    /// border is not [`Border::Shift`] and the axis not causal.
+    /// border is not [`Border::Shift`] and the axis not causal, or with
+    /// [`shrink_to_fit`](Self::shrink_to_fit).
     pub kernel_size: [u32; D],
     /// Queries in a row that share one window, `1..=kernel_size`.
     pub stride: [u32; D],
-    /// Distance between neighbours, at least 1.
+    /// Distance between neighbours, `1..=extent`; at least 1 with
+    /// [`shrink_to_fit`](Self::shrink_to_fit).
     pub dilation: [u32; D],
+    /// Whether a window too large for the map shrinks to what fits, each axis for itself, instead of
+    /// being refused: networks with one window for all their stages, as DiNAT, meet such maps.
+    ///
+    /// On an axis of `n` tokens, if the border is [`Border::Shift`] or the axis causal,
+    /// `kernel_size` becomes the lesser of itself and `n / dilation` rounded down, the shortest
+    /// dilation group, or 1 where that is 0; `stride` becomes the lesser of itself and the new
+    /// `kernel_size`. With any border, `dilation` becomes the lesser of itself and `n`: beyond, every
+    /// token is alone in its group. All else is then as if these had been given: the parity that says
+    /// where an even window has its extra key, causal axes. [`fitted`](Self::fitted) says what runs.
+    /// Windows that fit are left alone.
+    ///
+    /// A relative bias keeps its tables for the given `kernel_size`, and they are looked up by the
+    /// offset from their middle: one set of weights serves maps of every size.
+    ///
+    /// ```
+    /// use tilewise::neighborhood::{NeighborhoodAttention, RelativeBias};
+    /// let op = NeighborhoodAttention {
+    ///     dilation: [1, 4],
+    ///     bias: RelativeBias::Table,
+    ///     shrink_to_fit: true,
+    ///     ..NeighborhoodAttention::new([7, 7])
+    /// };
+    /// // 5 of 7 rows fit; of columns, 3 with 4 tokens between neighbours
+    /// let runs = op.fitted([5, 14]);
+    /// assert_eq!((runs.kernel_size, runs.dilation), ([5, 3], [1, 4]));
+    /// // the tables have 13 by 13 entries for each head all the same
+    /// assert_eq!(op.bias_shape(&Default::default()), Some([1, 169]));
+    /// ```
+    pub shrink_to_fit: bool,
     /// Whether a query sees only keys up to itself on the axis.
     pub is_causal: [bool; D],
     /// Factor of the scores; `None` for `1 / sqrt(head_dim)`.
@@ -170,6 +201,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
             kernel_size,
             stride: [1; D],
             dilation: [1; D],
+            shrink_to_fit: false,
             is_causal: [false; D],
             scale: None,
             border: Border::Shift,
@@ -178,6 +210,30 @@ impl<const D: usize> NeighborhoodAttention<D> {
             algorithm: Algorithm::Fused,
             tiles: None,
         }
+    }
+
+    /// The windows that run on a map of this size: with [`shrink_to_fit`](Self::shrink_to_fit) those
+    /// that fit, and that option off; else the same. Its tables of a relative bias would be smaller:
+    /// [`bias_shape`](Self::bias_shape) is for `self`.
+    pub fn fitted(&self, spatial: [u32; D]) -> Self {
+        let mut op = Self { shrink_to_fit: false, ..*self };
+        if !self.shrink_to_fit {
+            return op;
+        }
+        for a in 0..D {
+            op.dilation[a] = self.dilation[a].min(spatial[a]).max(1);
+            if self.fits(a) {
+                let group = spatial[a] / op.dilation[a];
+                op.kernel_size[a] = self.kernel_size[a].min(group.max(1));
+            }
+            op.stride[a] = self.stride[a].min(op.kernel_size[a]);
+        }
+        op
+    }
+
+    /// Whether windows along an axis must lie on the map.
+    fn fits(&self, axis: usize) -> bool {
+        self.border == Border::Shift || self.is_causal[axis]
     }
 
     /// Shape of the bias tensor: `[heads, offsets]` of a table, `[rows, head_dim]` of factors.
@@ -244,7 +300,8 @@ impl<const D: usize> NeighborhoodAttention<D> {
         Ok(Self { stride: block, border, ..Self::new(kernel_size) })
     }
 
-    /// One axis of a map with `tokens` tokens along it.
+    /// One axis of a map with `tokens` tokens along it, as the options say: see
+    /// [`fitted`](Self::fitted).
     pub(crate) fn axis(&self, axis: usize, tokens: u32) -> Axis {
         Axis {
             tokens,
@@ -258,11 +315,12 @@ impl<const D: usize> NeighborhoodAttention<D> {
 
     /// Whether every query sees every key of the map.
     pub fn is_full(&self, shape: &NeighborhoodShape<D>) -> bool {
+        let op = self.fitted(shape.spatial);
         (0..D).all(|a| {
-            self.kernel_size[a] == shape.spatial[a]
-                && self.dilation[a] == 1
-                && !self.is_causal[a]
-                && self.border == Border::Shift
+            op.kernel_size[a] == shape.spatial[a]
+                && op.dilation[a] == 1
+                && !op.is_causal[a]
+                && op.border == Border::Shift
         })
     }
 
@@ -283,21 +341,21 @@ impl<const D: usize> NeighborhoodAttention<D> {
             if extent > MAX_EXTENT {
                 return Err(Error::shape(OP, SPATIAL[a], format!("at most {MAX_EXTENT}"), extent));
             }
-            let dilation = self.dilation[a];
-            if dilation == 0 || dilation > extent {
-                return Err(Error::value(
-                    OP,
-                    DILATION[a],
-                    format!("1..={extent}, the extent"),
-                    dilation,
-                ));
+            let (dilation, shrink) = (self.dilation[a], self.shrink_to_fit);
+            if dilation == 0 || dilation > if shrink { MAX_EXTENT } else { extent } {
+                let legal = match shrink {
+                    true => format!("1..={MAX_EXTENT}"),
+                    false => format!("1..={extent}, the extent (or shrink_to_fit)"),
+                };
+                return Err(Error::value(OP, DILATION[a], legal, dilation));
             }
-            let fits = self.border == Border::Shift || self.is_causal[a];
+            let fits = self.fits(a) && !shrink;
             let largest = if fits { extent / dilation } else { MAX_EXTENT };
             if kernel == 0 || kernel > largest {
                 let why = if fits {
                     format!(
-                        "1..={largest}, the shortest dilation group of {extent} tokens at dilation {dilation}"
+                        "1..={largest}, the shortest dilation group of {extent} tokens at dilation \
+                         {dilation} (or shrink_to_fit)"
                     )
                 } else {
                     format!("1..={largest}")

@@ -112,7 +112,10 @@ impl<'a> NeighborhoodArgs<'a> {
 #[derive(Clone, Debug)]
 pub struct NeighborhoodPlan<const D: usize> {
     shape: NeighborhoodShape<D>,
+    /// With windows that fit.
     op: NeighborhoodAttention<D>,
+    /// Windows that the tables of a relative bias are for.
+    given: [u32; D],
     tier: Tier,
     tiles: NeighborhoodTiles<D>,
     scale: f32,
@@ -235,7 +238,10 @@ impl<const D: usize> NeighborhoodAttention<D> {
                     return Some(Err(refuse(OP, "the tiles are no candidate here")));
                 };
                 let plan = Self { tiles: Some(tiles), ..*self }.design(caps, shape);
-                Some(plan.map(|plan| NeighborhoodPlan { op: *self, ..plan }))
+                Some(plan.map(|plan| {
+                    let op = NeighborhoodAttention { tiles: None, ..plan.op };
+                    NeighborhoodPlan { op, ..plan }
+                }))
             });
         plan_or(|| self.tuning_key(caps, &shape), tuned, || self.design(caps, shape))
     }
@@ -243,15 +249,16 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// The class of problems that a [`Tuning`](crate::Tuning) knows this one by: all but the batch
     /// and the number of heads.
     pub fn tuning_key(&self, caps: &Caps, shape: &NeighborhoodShape<D>) -> String {
+        let op = self.fitted(shape.spatial);
         format!(
             "neighborhood {} {} map{:?} window{:?} stride{:?} dilation{:?} causal{:?} d{} v{} extra{} {:?} {:?}",
             self.dtype,
             caps.tier,
             shape.spatial,
-            self.kernel_size,
-            self.stride,
-            self.dilation,
-            self.is_causal,
+            op.kernel_size,
+            op.stride,
+            op.dilation,
+            op.is_causal,
             shape.head_dim,
             shape.head_dim_v,
             shape.extra_tokens,
@@ -281,7 +288,8 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// As [`NeighborhoodAttention::plan`], but for those of the device.
     pub fn design(&self, caps: &Caps, shape: NeighborhoodShape<D>) -> Result<NeighborhoodPlan<D>> {
         self.check_size(&shape)?;
-        let keys = self.window_keys(&shape);
+        let op = self.fitted(shape.spatial);
+        let keys = op.window_keys(&shape);
         let too_long = |need: u64| Error::Limit {
             op: OP,
             what: "loop trips of one invocation on this driver",
@@ -289,7 +297,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
             limit: caps.loop_trips,
         };
         let fastest =
-            |tiles: &NeighborhoodTiles<D>| self.simulate(&shape, tiles, &KernelCost::of(caps));
+            |tiles: &NeighborhoodTiles<D>| op.simulate(&shape, tiles, &KernelCost::of(caps));
         let workgroup = workgroup(caps);
         let tiles = match (self.algorithm, self.tiles) {
             (Algorithm::Naive, _) => {
@@ -323,7 +331,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 tiles
             }
             (Algorithm::Fused, None) => {
-                let all = self.candidates(&shape, workgroup, &KernelCost::of(caps))?;
+                let all = op.candidates(&shape, workgroup, &KernelCost::of(caps))?;
                 let fits = all.iter().find(|c| c.simulation.trips <= caps.loop_trips);
                 let least = || all.iter().map(|c| c.simulation.trips).min().unwrap_or(u64::MAX);
                 fits.ok_or_else(|| too_long(least()))?.tiles
@@ -333,7 +341,8 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let default_scale = || f64::from(shape.head_dim).sqrt().recip() as f32;
         Ok(NeighborhoodPlan {
             shape,
-            op: *self,
+            op,
+            given: self.kernel_size,
             tier: caps.tier,
             tiles,
             scale: self.scale.unwrap_or_else(default_scale),
@@ -364,7 +373,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
             return Err(Error::Limit { op: OP, what: "elements in one tensor", need, limit });
         }
         // a dispatch that no query needs is still described by the kernel's integers
-        let keys = self.window_keys(shape);
+        let keys = self.fitted(shape.spatial).window_keys(shape);
         if keys > 1 << 30 {
             return Err(Error::Limit {
                 op: OP,
@@ -421,6 +430,11 @@ impl<const D: usize> NeighborhoodPlan<D> {
         self.tier
     }
 
+    /// The operator that the tables of a relative bias are for.
+    fn given(&self) -> NeighborhoodAttention<D> {
+        NeighborhoodAttention { kernel_size: self.given, ..self.op }
+    }
+
     /// Whether the window is the whole map and plain attention runs.
     pub fn is_full(&self) -> bool {
         self.full.is_some()
@@ -433,7 +447,7 @@ impl<const D: usize> NeighborhoodPlan<D> {
         if self.op.algorithm == Algorithm::Naive {
             return 0;
         }
-        4 * self.op.relative_rows() * s.tokens() * u64::from(s.batch) * u64::from(s.heads)
+        4 * self.given().relative_rows() * s.tokens() * u64::from(s.batch) * u64::from(s.heads)
     }
 
     /// The text of each kernel, for aligned views and without LSE.
@@ -614,7 +628,7 @@ impl<const D: usize> NeighborhoodPlan<D> {
             v.expect(OP, "extra_v", [s.batch, s.extra_tokens, s.heads_kv, s.head_dim_v], dtype)?;
             inputs.extend([("extra_k", k.buffer), ("extra_v", v.buffer)]);
         }
-        if let (Some(bias), Some(shape)) = (&bias, self.op.bias_shape(&s)) {
+        if let (Some(bias), Some(shape)) = (&bias, self.given().bias_shape(&s)) {
             bias.expect(OP, "bias", shape, DType::F32)?;
             inputs.push(("bias", bias.buffer));
         }
@@ -673,13 +687,19 @@ impl<const D: usize> NeighborhoodPlan<D> {
         };
         // by axis of the map: the step of one offset in a table, or the first row of its factors
         let mut bias_axes = [-1; 4];
+        // the kernels look for offset 0 where it is in tables of the windows that run
+        let mut bias_ahead = 0;
         for (to, a) in bias_axes.iter_mut().zip(self.tiles.order()) {
-            let span = |a: usize| int(self.op.kernel_size[a]) * 2 - 1;
+            let span = |a: usize| int(self.given[a]) * 2 - 1;
+            let ahead = int(self.given[a] - self.op.kernel_size[a]);
             *to = match self.op.bias {
                 RelativeBias::None => 0,
                 RelativeBias::Table => (a + 1..D).map(span).product(),
-                RelativeBias::Factorised { .. } => (0..a).map(span).sum(),
+                RelativeBias::Factorised { .. } => (0..a).map(span).sum::<i32>() + ahead,
             };
+            if self.op.bias == RelativeBias::Table {
+                bias_ahead += ahead.unsigned_abs() * to.unsigned_abs();
+            }
         }
         let ints =
             |f: fn(&Cut) -> i32, last: u32| [f(&cuts[0]), f(&cuts[1]), f(&cuts[2]), int(last)];
@@ -729,11 +749,11 @@ impl<const D: usize> NeighborhoodPlan<D> {
         let row_stride = bias.map_or(0, |b| b.strides_u32()[0]);
         let bias_offset = bound_bias.as_ref().map_or(0, |b| b.offset);
         // a table's heads are apart by its row stride; factors' rows too
-        params.bias_rows = [row_stride, row_stride, bias_offset, 0];
+        params.bias_rows = [row_stride, row_stride, bias_offset + bias_ahead, 0];
 
         let mut bias_resource = bound_bias.map(|b| b.resource);
         if let Some(scratch) = scratch {
-            let rows = u32::try_from(self.op.relative_rows()).unwrap_or(u32::MAX);
+            let rows = u32::try_from(self.given().relative_rows()).unwrap_or(u32::MAX);
             let bytes = self.scratch_bytes();
             if bytes > caps.binding_size {
                 return Err(Error::Limit {

@@ -391,8 +391,9 @@ impl<const D: usize> NeighborhoodAttention<D> {
         cost: &KernelCost,
     ) -> Result<Simulation> {
         self.check_size(shape)?;
-        tiles.check(self, shape)?;
-        Ok(self.count(shape, tiles, cost))
+        let op = self.fitted(shape.spatial);
+        tiles.check(&op, shape)?;
+        Ok(op.count(shape, tiles, cost))
     }
 
     fn count(
@@ -502,6 +503,9 @@ impl<const D: usize> NeighborhoodAttention<D> {
         cost: &KernelCost,
     ) -> Result<Vec<Candidate<D>>> {
         self.check_size(shape)?;
+        if self.shrink_to_fit {
+            return self.fitted(shape.spatial).candidates(shape, lanes, cost);
+        }
         if lanes == 0 || lanes > 4096 {
             return Err(Error::value(OP, "lanes", "1 to 4096", lanes));
         }
@@ -621,6 +625,10 @@ impl<const D: usize> NeighborhoodAttention<D> {
         lanes: u32,
         cost: &KernelCost,
     ) -> Result<Vec<StrideChoice<D>>> {
+        self.check_size(shape)?;
+        if self.shrink_to_fit {
+            return self.fitted(shape.spatial).strides(shape, lanes, cost);
+        }
         let largest = self.kernel_size.iter().copied().max().unwrap_or(1);
         let mut choices = Vec::new();
         for n in 1..=largest.min(64) {

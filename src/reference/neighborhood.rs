@@ -47,9 +47,9 @@ pub fn neighborhood_attention<const D: usize>(
     let spans = op.kernel_size.map(|k| 2 * k as usize - 1);
 
     // for each axis and each token on it, the keys that it sees
-    let lists: Vec<Vec<Vec<i64>>> = (0..D)
-        .map(|a| (0..s.spatial[a]).map(|token| visible(&op.axis(a, s.spatial[a]), token)).collect())
-        .collect();
+    let axes: [Axis; D] = std::array::from_fn(|a| fit(op, op.axis(a, s.spatial[a])));
+    let lists: Vec<Vec<Vec<i64>>> =
+        (0..D).map(|a| (0..s.spatial[a]).map(|token| visible(&axes[a], token)).collect()).collect();
 
     let mut out = Vec::with_capacity(batch * tokens * heads * dim_v);
     let mut lse = Vec::with_capacity(batch * tokens * heads);
@@ -79,7 +79,7 @@ pub fn neighborhood_attention<const D: usize>(
                     let mut score = if inside { scale * dot(query, &x.k[row(dim)]) } else { 0.0 };
                     // offsets in steps of the dilation, from 0 to 2 * kernel_size - 2
                     let offset: [usize; D] = std::array::from_fn(|a| {
-                        let steps = (key[a] - at[a] as i64) / i64::from(op.dilation[a]);
+                        let steps = (key[a] - at[a] as i64) / i64::from(axes[a].dilation);
                         usize::try_from(steps + i64::from(op.kernel_size[a]) - 1)
                             .expect("an offset in the table")
                     });
@@ -122,6 +122,25 @@ pub fn neighborhood_attention<const D: usize>(
         }
     }
     (out, lse)
+}
+
+/// An axis with a window that fits it, if the operator asks for that: the largest dilation that is no
+/// longer than the axis, and with it the most keys and queries to a window that every group has room for.
+fn fit<const D: usize>(op: &NeighborhoodAttention<D>, mut axis: Axis) -> Axis {
+    if op.shrink_to_fit {
+        while axis.dilation > axis.tokens {
+            axis.dilation -= 1;
+        }
+        let on_map = axis.border == Border::Shift || axis.is_causal;
+        let span = |axis: &Axis| u64::from(axis.kernel_size) * u64::from(axis.dilation);
+        while on_map && span(&axis) > u64::from(axis.tokens) {
+            axis.kernel_size -= 1;
+        }
+        while axis.stride > axis.kernel_size {
+            axis.stride -= 1;
+        }
+    }
+    axis
 }
 
 /// Tokens along one axis that query `token` sees, in rising order. With [`Border::Zeros`] some lie
