@@ -49,11 +49,11 @@ fn weighted(
         let a = table[path];
         let b = table[path + 1u];
         if MIXED && a.w == 0u {
-            var from = params.t.y + row * params.t.x + a.y + own.w;
+            var pair_at = params.t.y + row * params.t.x + a.y + own.w;
             var weight = w_row + a.z + own.z;
             for (var pair = 0u; pair < a.x; pair++) {
-                sum = fma(w_load(weight), t_load(from), sum);
-                from += b.x;
+                sum = fma(w_load(weight), t_load(pair_at), sum);
+                pair_at += b.x;
                 weight += b.y;
             }
         }

@@ -139,8 +139,11 @@ pub(super) fn cg_full_tp(p: &mut Problem) {
     let norm = irrep_normalization(p);
     let mut kept: Option<Vec<(u32, bool)>> = None;
     if p.rng.chance(60) {
-        let all = (0..8).map(|at| (at / 2, at % 2 == 1)).collect::<Vec<_>>();
-        kept = Some(all.into_iter().filter(|_| p.rng.chance(40)).collect());
+        // one that is there, and others that may be
+        let (first, second) = (p.rng.pick(&a), p.rng.pick(&b));
+        let own = (first.1.abs_diff(second.1), first.2 != second.2);
+        let all = (0..16).map(|at| (at / 2, at % 2 == 1));
+        kept = Some(all.filter(|one| *one == own || p.rng.chance(30)).collect());
     }
     let names = kept.as_ref().map(|kept| {
         kept.iter()
