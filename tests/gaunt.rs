@@ -834,6 +834,437 @@ fn clebsch_gordan_has_every_path() {
     });
 }
 
+/// Multiplicity, degree and parity, as the reference takes them.
+fn list(irreps: &Irreps) -> Vec<(u32, u32, bool)> {
+    irreps.0.iter().map(|i| (i.mul, i.l, i.odd)).collect()
+}
+
+/// Rows with room between and an offset.
+fn loose(rng: &mut Rng, [b, n]: [u32; 2]) -> Layout<2> {
+    let row = u64::from(n) + u64::from(*rng.pick(&[0u32, 1, 2, 3]));
+    let offset = u64::from(*rng.pick(&[0u32, 4, 5]));
+    Layout { shape: [b, n], strides: [row, 1], offset }
+}
+
+#[test]
+fn clebsch_gordan_keeps_what_is_asked() {
+    each_device(|device| {
+        let ctx = &device.ctx;
+        let mut rng = Rng(18);
+        let cases = [
+            ("2x1o+1x4e", "1x2e+2x3o", None),
+            ("2x1o+1x4e", "1x2e+2x3o", Some("1o+3o")),
+            ("2x1o+1x4e", "1x2e+2x3o", Some("4e+2o+0e+5o")),
+            ("3x0e+2x1o+1x2e", "1x0e+1x1o+1x2e", Some("0e+1o")),
+            // an irrep with either parity; a degree that no path reaches; nothing at all
+            ("1x1e+2x1o+1x0o", "1x1o+1x1e", Some("1e")),
+            ("1x1e+2x1o+1x0o", "1x1o+1x1e", Some("7e+0o")),
+            ("1x1e", "2x1e", Some("3o")),
+            ("1x1e", "2x1e", Some("")),
+        ];
+        for (at, (a, b, kept)) in cases.into_iter().enumerate() {
+            let norm = at % 2 == 1;
+            let dtype = [DType::F32, DType::F16, DType::BF16][at % 3];
+            let filter: Option<Irreps> = kept.map(|kept| kept.parse().unwrap());
+            let cg = ClebschGordan {
+                irreps1: a.parse().unwrap(),
+                irreps2: b.parse().unwrap(),
+                lmax_out: None,
+                filter: filter.clone(),
+                normalization: if norm {
+                    IrrepNormalization::Norm
+                } else {
+                    IrrepNormalization::Component
+                },
+                dtype,
+            };
+            let what = format!("{} {a} x {b} to {kept:?}", device.name);
+            let batch = [5u32, 65][at % 2];
+            let plan = cg.plan(ctx, batch).unwrap();
+            let [n1, n2, n3] = plan.dims();
+            let (lx, ly) = (loose(&mut rng, [batch, n1]), loose(&mut rng, [batch, n2]));
+            let x = rounded(&rng.vec((batch * n1) as usize), dtype);
+            let y = rounded(&rng.vec((batch * n2) as usize), dtype);
+            let (tx, ty) =
+                (upload_as(ctx, lx, &x, dtype).unwrap(), upload_as(ctx, ly, &y, dtype).unwrap());
+            let z = Guarded::new(ctx, loose(&mut rng, [batch, n3]), dtype);
+            run(ctx, |encoder| {
+                let (x, y) = (tx.view_as(lx)?, ty.view_as(ly)?);
+                plan.encode(ctx, encoder, x, y, z.view())
+            })
+            .unwrap();
+            let keep = |l: u32, odd: bool| {
+                filter.as_ref().is_none_or(|f| f.0.iter().any(|i| i.l == l && i.odd == odd))
+            };
+            let (out, want) = reference::full_tensor_product(
+                [&list(&cg.irreps1), &list(&cg.irreps2)],
+                &keep,
+                norm,
+                [&to_f64(&x), &to_f64(&y)],
+                batch as usize,
+            );
+            assert_eq!(list(&cg.irreps_out()), out, "{what}");
+            let error = rel_rms(&z.read(ctx), &want);
+            assert!(error < 4.0 * dtype.unit_roundoff(), "{what}: {error:.2e}");
+        }
+    });
+}
+
+/// Runs a weighted product of rows that lie loosely, and compares.
+fn weighted_case(
+    device: &Device,
+    rng: &mut Rng,
+    product: &WeightedTensorProduct,
+    batch: u32,
+    shared: bool,
+) {
+    let (ctx, dtype) = (&device.ctx, product.dtype);
+    let what = format!("{}: {product:?} {batch} {shared}", device.name);
+    let plan = product.plan(ctx, batch).unwrap();
+    let [n1, n2, n3] = plan.dims();
+    let rows = if shared { 1 } else { batch };
+    let [lx, ly, lw] = [[batch, n1], [batch, n2], [rows, plan.weights()]].map(|s| loose(rng, s));
+    let x = rounded(&rng.vec((batch * n1) as usize), dtype);
+    let y = rounded(&rng.vec((batch * n2) as usize), dtype);
+    let w = rng.vec((rows * plan.weights()) as usize);
+    let tx = upload_as(ctx, lx, &x, dtype).unwrap();
+    let ty = upload_as(ctx, ly, &y, dtype).unwrap();
+    let tw = upload_as(ctx, lw, &w, DType::F32).unwrap();
+    let z = Guarded::new(ctx, loose(rng, [batch, n3]), dtype);
+    let scratch = scratch(ctx, plan.scratch_bytes());
+    let args = WeightedTensorProductArgs {
+        x: tx.view_as(lx).unwrap(),
+        y: ty.view_as(ly).unwrap(),
+        w: tw.view_as(lw).unwrap(),
+        z: z.view(),
+        scratch: (plan.scratch_bytes() > 0).then_some(&scratch),
+    };
+    run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
+    let got = z.read(ctx);
+    run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
+    assert_eq!(got, z.read(ctx), "{what}: two runs differ");
+
+    let paths: Vec<reference::WeightedPath> = product
+        .instructions
+        .iter()
+        .map(|i| reference::WeightedPath {
+            places: [i.first, i.second, i.out],
+            mixes: i.connection == Connection::Uvw,
+        })
+        .collect();
+    let lists = [&product.irreps1, &product.irreps2, &product.irreps_out].map(list);
+    let want = reference::weighted_tensor_product(
+        lists.each_ref().map(Vec::as_slice),
+        &paths,
+        product.irrep_normalization == IrrepNormalization::Norm,
+        product.path_normalization == PathNormalization::Path,
+        &to_f64(&x),
+        &to_f64(&y),
+        &to_f64(&w),
+        batch as usize,
+    );
+    let error = rel_rms(&got, &want);
+    assert!(error < 8.0 * dtype.unit_roundoff(), "{what}: {error:.2e}");
+}
+
+#[test]
+fn weighted_products_agree_with_the_definition() {
+    each_device(|device| {
+        let mut rng = Rng(21);
+        let full = WeightedTensorProduct::fully_connected(
+            "4x0e+3x1o+2x2e".parse().unwrap(),
+            "1x0e+1x1o+1x2e".parse().unwrap(),
+            "5x0e+4x1o+3x2e+2x0o".parse().unwrap(),
+        );
+        let own = |out: &str, all: &[[usize; 3]]| WeightedTensorProduct {
+            irreps1: "33x0e+5x1o+2x1e".parse().unwrap(),
+            irreps2: "1x0e+2x1o+1x2e".parse().unwrap(),
+            irreps_out: out.parse().unwrap(),
+            instructions: all
+                .iter()
+                .map(|&[first, second, out]| Instruction {
+                    first,
+                    second,
+                    out,
+                    connection: Connection::Uvu,
+                })
+                .collect(),
+            ..Default::default()
+        };
+        // an irrep of either parity, an output that nothing reaches, one reached three times
+        let apart = own(
+            "33x0e+1x4o+5x1o+2x1e+33x1o+2x1o",
+            &[
+                [0, 0, 0],
+                [1, 0, 2],
+                [1, 2, 2],
+                [2, 0, 3],
+                [2, 2, 3],
+                [0, 1, 4],
+                [2, 1, 5],
+                [2, 1, 5],
+            ],
+        );
+        let mut mixed = own("5x1o+33x0e", &[[1, 0, 0], [1, 2, 0], [0, 0, 1]]);
+        for instruction in [[0, 1, 0], [1, 1, 1], [2, 1, 0]] {
+            let [first, second, out] = instruction;
+            let connection = Connection::Uvw;
+            mixed.instructions.insert(1, Instruction { first, second, out, connection });
+        }
+        let all = [full, apart, mixed];
+        for (at, batch) in [1u32, 2, 17, 63, 64, 65].into_iter().enumerate() {
+            let product = WeightedTensorProduct {
+                irrep_normalization: [IrrepNormalization::Component, IrrepNormalization::Norm]
+                    [at / 3],
+                path_normalization: [PathNormalization::Path, PathNormalization::Element][at % 2],
+                dtype: [DType::F32, DType::F16, DType::F32, DType::BF16][at % 4],
+                ..all[at % 3].clone()
+            };
+            for shared in [true, false] {
+                weighted_case(device, &mut rng, &product, batch, shared);
+            }
+        }
+        // no paths: zeros everywhere, no weights
+        weighted_case(device, &mut rng, &own("2x1o", &[]), 3, true);
+        // irreps without copies
+        let none = WeightedTensorProduct::fully_connected(
+            "0x0e+2x1o".parse().unwrap(),
+            "1x0e+0x1o".parse().unwrap(),
+            "3x1o+0x0e+2x0e".parse().unwrap(),
+        );
+        weighted_case(device, &mut rng, &none, 4, false);
+    });
+}
+
+#[test]
+fn bad_products_of_irreps_are_refused_with_numbers() {
+    let device = &devices()[0];
+    let ctx = &device.ctx;
+    let irreps: Irreps = "2x0e+3x1o".parse().unwrap();
+    let cg =
+        ClebschGordan { irreps1: irreps.clone(), irreps2: irreps.clone(), ..Default::default() };
+    for (filter, parts) in [
+        ("0e+1o+0e", ["filter", "each irrep once", "1x0e at 2"]),
+        ("0e+2x1o", ["filter", "multiplicity 1", "2x1o at 1"]),
+    ] {
+        let filter = Some(filter.parse().unwrap());
+        let parts = [&["clebsch_gordan"], &parts[..]].concat();
+        refused(ClebschGordan { filter, ..cg.clone() }.plan(ctx, 1), &parts);
+    }
+    let product =
+        WeightedTensorProduct::fully_connected(irreps.clone(), irreps.clone(), irreps.clone());
+    let with = |first, second, out, connection| {
+        let mut product = product.clone();
+        product.instructions.push(Instruction { first, second, out, connection });
+        product.plan(ctx, 2)
+    };
+    let (uvw, uvu) = (Connection::Uvw, Connection::Uvu);
+    let op = "weighted_tensor_product";
+    refused(with(2, 0, 0, uvw), &[op, "first", "below 2", "2 in instruction 4"]);
+    refused(with(0, 3, 0, uvw), &[op, "second", "below 2", "3 in instruction 4"]);
+    refused(with(0, 0, 9, uvw), &[op, "out", "below 2", "9 in instruction 4"]);
+    refused(with(1, 1, 1, uvw), &[op, "parity", "3x1o and 3x1o to 3x1o in instruction 4"]);
+    refused(with(0, 0, 1, uvw), &[op, "degree", "2x0e and 2x0e to 3x1o in instruction 4"]);
+    refused(with(0, 1, 1, uvu), &[op, "2 copies", "2x0e and 3x1o to 3x1o in instruction 4"]);
+    let deep = WeightedTensorProduct { irreps2: "1x17e".parse().unwrap(), ..product.clone() };
+    refused(deep.plan(ctx, 1), &[op, "irreps2", "16", "17"]);
+
+    let plan = product.plan(ctx, 2).unwrap();
+    let row = |n| Tensor::<2>::zeros(ctx, [2, n], DType::F32).unwrap();
+    let (x, y, z, w) = (row(11), row(11), row(11), row(plan.weights()));
+    let args = WeightedTensorProductArgs {
+        x: x.view(),
+        y: y.view(),
+        w: w.view(),
+        z: z.view(),
+        scratch: None,
+    };
+    let encode = |args: &WeightedTensorProductArgs<'_>| run(ctx, |e| plan.encode(ctx, e, args));
+    let n = plan.weights();
+    assert_eq!(u64::from(n), 2 * 2 * 2 + 3 * (2 * 3 * 3));
+    refused(encode(&args), &[op, "scratch", "none given"]);
+    let buffer = scratch(ctx, plan.scratch_bytes());
+    let args = WeightedTensorProductArgs { scratch: Some(&buffer), ..args };
+    encode(&args).unwrap();
+    let short = row(n - 1);
+    let short = WeightedTensorProductArgs { w: short.view(), ..args };
+    refused(
+        encode(&short),
+        &[op, "w", &format!("[1, {n}] or [2, {n}]"), &format!("[2, {}]", n - 1)],
+    );
+    let three = Tensor::<2>::zeros(ctx, [3, n], DType::F32).unwrap();
+    let three = WeightedTensorProductArgs { w: three.view(), ..args };
+    refused(encode(&three), &[op, "w", &format!("[3, {n}]")]);
+    let same = WeightedTensorProductArgs { z: x.view(), ..args };
+    refused(encode(&same), &[op, "z", "shares its buffer"]);
+}
+
+/// Directions of vectors of any length: denormal numbers, which drivers may take for zero in their
+/// arithmetic, and numbers whose squares or whose reciprocals are none.
+#[test]
+fn harmonics_of_the_shortest_and_longest_vectors() {
+    each_device(|device| {
+        let ctx = &device.ctx;
+        let tiny = f32::from_bits(1);
+        let mut r = vec![
+            [3e-40, -4e-40, 1e-41],
+            [tiny, 0.0, 0.0],
+            [tiny, -tiny, 2.0 * tiny],
+            // the parts of a vector on either side of the smallest ordinary number
+            [f32::MIN_POSITIVE, 0.5 * f32::MIN_POSITIVE, -0.9 * f32::MIN_POSITIVE],
+            [1e-38, 2e-39, -3e-39],
+            [2e-37, 3e-39, -1e-38],
+            [f32::MAX, -f32::MAX, f32::MAX],
+            [3e38, 1e38, -2e38],
+            [0.0, 3e38, 1e-30],
+            [0.0, -1e-45, 0.0],
+        ];
+        let mut rng = Rng(3);
+        for exponent in [-40, -38, -37, -30, -19, -18, 0, 17, 18, 19, 25, 37] {
+            let size = 10f64.powi(exponent);
+            r.push(std::array::from_fn(|_| (size * f64::from(rng.unit())) as f32));
+        }
+        let n = u32::try_from(r.len()).unwrap();
+        let tr = upload_directions(ctx, &r).unwrap();
+        let lmax = 3;
+        let plan = SphericalHarmonics { lmax, ..Default::default() }.plan(ctx, n).unwrap();
+        let y = Guarded::new(ctx, Layout::contiguous([n, dim(lmax)]), DType::F32);
+        let args = SphericalHarmonicsArgs { r: tr.view(), y: y.view(), weight: None };
+        run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
+        let row = dim(lmax) as usize;
+        for (r, got) in r.iter().zip(y.read(ctx).chunks(row)) {
+            // exact in f64, and scaled there
+            let exact = to_f64(r);
+            let size = exact.iter().fold(0f64, |m, x| m.max(x.abs()));
+            let unit: Vec<f64> = exact.iter().map(|x| x / size).collect();
+            let want = reference::spherical_harmonics(lmax, ShNormalization::Integral, &unit);
+            let error = rel_rms(got, &want);
+            assert!(error < 5e-7, "{}: {r:?}: {error:.2e}", device.name);
+        }
+    });
+}
+
+/// A vector without direction has degree 0 only, whatever the weights of the others are.
+#[test]
+fn a_zero_vector_hides_the_weights_of_its_degrees() {
+    each_device(|device| {
+        let ctx = &device.ctx;
+        let tr = Tensor::upload(ctx, [2, 3], &[0.0f32, -0.0, 0.0, 0.0, 2.0, 0.0]).unwrap();
+        let plan = SphericalHarmonics { lmax: 2, ..Default::default() }.plan(ctx, 2).unwrap();
+        let weight = [0.5, f32::NAN, f32::INFINITY, 1.0, 2.0, 0.0];
+        let weight = Tensor::upload(ctx, [2, 3], &weight).unwrap();
+        let y = Guarded::new(ctx, Layout::contiguous([2, 9]), DType::F32);
+        let args =
+            SphericalHarmonicsArgs { r: tr.view(), y: y.view(), weight: Some(weight.view()) };
+        run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
+        let y0 = (0.25 / PI).sqrt();
+        let mut want = vec![0.0; 18];
+        (want[0], want[9], want[11]) = (0.5 * y0, y0, 2.0 * (0.75 / PI).sqrt());
+        let got = y.read(ctx);
+        assert!(rel_rms(&got, &want) < 5e-7, "{}: {got:?}", device.name);
+    });
+}
+
+/// What belongs to no edge of the plan has no effect: rows past the edges, nodes that no edge leaves,
+/// what was in the outputs.
+#[test]
+fn what_no_edge_uses_has_no_effect() {
+    each_device(|device| {
+        let ctx = &device.ctx;
+        let mut rng = Rng(16);
+        for algorithm in [Algorithm::Grid, Algorithm::Table] {
+            let (l, nodes, channels) = (2u32, 6u32, 3u32);
+            // node 1 sends nothing, nodes 0 and 4 get nothing
+            let given = [[0, 3], [2, 5], [5, 1], [4, 3], [3, 2], [0, 5], [2, 3]];
+            let sorted = SortedEdges::new(nodes, &given).unwrap();
+            let (e, room) = (7u32, 10u32);
+            let options =
+                GauntConvolution { lmax1: l, lmax2: l, lmax_out: l, ..Default::default() };
+            let options = GauntConvolution { algorithm: Some(algorithm), ..options };
+            let plan = options.plan(ctx, sorted.graph(), channels).unwrap();
+            let x = rng.vec((nodes * channels * dim(l)) as usize);
+            let r = rng.vec((e * 3) as usize);
+            let h = rng.vec((e * (l + 1)) as usize);
+            let outputs = |poison: Option<f32>| {
+                let (mut x, mut r, mut h) = (x.clone(), r.clone(), h.clone());
+                r.resize((room * 3) as usize, poison.unwrap_or(0.5));
+                h.resize((room * (l + 1)) as usize, poison.unwrap_or(0.5));
+                if let Some(poison) = poison {
+                    let row = (channels * dim(l)) as usize;
+                    x[row..2 * row].fill(poison);
+                }
+                let tx = Tensor::upload(ctx, [nodes, channels, dim(l)], &x).unwrap();
+                let tr = Tensor::upload(ctx, [room, 3], &r).unwrap();
+                let th = Tensor::upload(ctx, [room, l + 1], &h).unwrap();
+                let filter = Layout {
+                    shape: [e, channels, l + 1],
+                    strides: [u64::from(l + 1), 0, 1],
+                    offset: 0,
+                };
+                let rows =
+                    |n| Guarded::new(ctx, Layout::contiguous([n, channels, dim(l)]), DType::F32);
+                let y = Guarded::new(ctx, Layout::contiguous([e, dim(l)]), DType::F32);
+                let (messages, out) = (rows(e), rows(nodes));
+                let args = GauntConvolutionArgs {
+                    x: tx.view(),
+                    r: tr.view_as(Layout::contiguous([e, 3])).unwrap(),
+                    filter: th.view_as(filter).unwrap(),
+                    y: y.view(),
+                    messages: messages.view(),
+                    out: Some(out.view()),
+                    scratch: None,
+                };
+                run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
+                (y.read(ctx), messages.read(ctx), out.read(ctx))
+            };
+            let clean = outputs(None);
+            let row = (channels * dim(l)) as usize;
+            for node in [0, 4] {
+                assert!(clean.2[node * row..][..row].iter().all(|v| *v == 0.0), "{}", device.name);
+            }
+            assert!(clean.2.iter().all(|v| v.is_finite()));
+            for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                assert_eq!(clean, outputs(Some(poison)), "{}: {algorithm:?} {poison}", device.name);
+            }
+        }
+    });
+}
+
+#[test]
+fn edges_are_sorted_and_back() {
+    let mut rng = Rng(4);
+    for (nodes, count) in [(1, 0), (1, 5), (0, 0), (9, 1), (7, 200), (300, 40)] {
+        let given: Vec<[u32; 2]> =
+            (0..count).map(|_| [rng.range(0, nodes), rng.range(0, nodes)]).collect();
+        let sorted = SortedEdges::new(nodes, &given).unwrap();
+        let mut want: Vec<u32> = (0..count).collect();
+        want.sort_by_key(|e| given[*e as usize][1]);
+        assert_eq!(sorted.order(), want);
+        assert_eq!(sorted.edges(), sorted.sort("edges", &given).unwrap());
+        assert_eq!(sorted.unsort("edges", sorted.edges()).unwrap(), given);
+        assert_eq!(sorted.starts().len(), nodes as usize + 1);
+        for node in 0..nodes {
+            let [from, to] = [0, 1].map(|k| sorted.starts()[node as usize + k] as usize);
+            assert!(sorted.edges()[from..to].iter().all(|e| e[1] == node));
+        }
+        assert_eq!(*sorted.starts().last().unwrap(), count);
+        let rows = rng.vec(3 * count as usize);
+        let moved = sorted.sort("r", &rows).unwrap();
+        for (at, e) in sorted.order().iter().enumerate() {
+            assert_eq!(moved[3 * at..][..3], rows[3 * *e as usize..][..3]);
+        }
+        assert_eq!(sorted.unsort("r", &moved).unwrap(), rows);
+    }
+    let op = "sorted_edges";
+    refused(SortedEdges::new(3, &[[0, 1], [3, 2]]), &[op, "source", "below 3", "3 in edge 1"]);
+    refused(SortedEdges::new(3, &[[0, 5]]), &[op, "destination", "below 3", "5 in edge 0"]);
+    refused(SortedEdges::new(u32::MAX, &[]), &[op, "nodes", "268435456", "4294967295"]);
+    let two = SortedEdges::new(2, &[[0, 1], [1, 0]]).unwrap();
+    refused(two.sort("lengths", &[1.0; 3]), &[op, "lengths", "2 edges", "3"]);
+    let none = SortedEdges::new(2, &[]).unwrap();
+    refused(none.unsort("lengths", &[1.0]), &[op, "lengths", "0 edges", "1"]);
+}
+
 #[test]
 fn empty_problems_do_nothing() {
     for device in devices() {

@@ -1281,6 +1281,15 @@ fn gaunt_transforms() {
             irreps1,
             irreps2,
             lmax_out: h.maybe(30, |h| h.size(0, 4)),
+            filter: h.maybe(30, |h| {
+                let irrep = |h: &mut Hostile| Irrep {
+                    mul: h.size(1, 1),
+                    l: h.size(0, 4),
+                    odd: h.chance(50),
+                };
+                Irreps((0..h.rng.range(0, 4)).map(|_| irrep(h)).collect())
+            }),
+            normalization: *h.rng.pick(&[IrrepNormalization::Component, IrrepNormalization::Norm]),
             dtype: h.dtype(),
         };
         let batch = h.size(0, 6);
@@ -1303,6 +1312,50 @@ fn gaunt_transforms() {
         t.provoke(&(&problem, bad), |ctx, encoder| {
             plan.encode_pass(ctx, &mut pass(encoder), bad, y.view(), z.view())
         });
+    });
+    many(80, |t, h| {
+        let mut list = || {
+            Irreps(
+                (0..h.rng.range(1, 4))
+                    .map(|_| Irrep { mul: h.size(1, 2), l: h.size(0, 2), odd: h.chance(50) })
+                    .collect(),
+            )
+        };
+        let (irreps1, irreps2, irreps_out) = (list(), list(), list());
+        let mut op = WeightedTensorProduct {
+            dtype: h.dtype(),
+            ..WeightedTensorProduct::fully_connected(irreps1, irreps2, irreps_out)
+        };
+        for i in &mut op.instructions {
+            if h.chance(20) {
+                i.connection = Connection::Uvu;
+            }
+            if h.strikes() {
+                i.out = h.number() as usize;
+            }
+        }
+        let batch = h.size(0, 6);
+        let problem = (op.clone(), batch);
+        let large = 1 << 16..1 << 30;
+        if large.contains(&op.irreps_out.dim()) || large.contains(&op.weights()) {
+            return;
+        }
+        let Some(plan) = t.plan(&problem, |ctx| op.plan(ctx, batch)) else { return };
+        let [n1, n2, n3] = plan.dims();
+        let row = |n| t.zeros([batch, n], op.dtype);
+        let (Some(x), Some(y), Some(z)) = (row(n1), row(n2), row(n3)) else { return };
+        let Some(w) = t.zeros([1, plan.weights()], DType::F32) else { return };
+        let Some(scratch) = t.scratch(plan.scratch_bytes()) else { return };
+        let args = WeightedTensorProductArgs {
+            x: x.view(),
+            y: y.view(),
+            w: w.view(),
+            z: z.view(),
+            scratch: Some(&scratch),
+        };
+        t.encode(&problem, |ctx, encoder| plan.encode(ctx, encoder, &args));
+        let bad = WeightedTensorProductArgs { w: spoilt(h, w.view()), ..args };
+        t.provoke(&(&problem, bad), |ctx, encoder| plan.encode(ctx, encoder, &bad));
     });
     for seed in 0..2000 {
         let h = &mut Hostile { percent: 30, ..Hostile::new(seed) };

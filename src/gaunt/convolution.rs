@@ -64,8 +64,145 @@ pub struct GauntConvolutionArgs<'a> {
 pub struct Graph<'a> {
     /// Number of nodes.
     pub nodes: u32,
-    /// `[source, destination]` of every edge, sorted by destination.
+    /// `[source, destination]` of every edge, sorted by destination; see [`SortedEdges`].
     pub edges: &'a [[u32; 2]],
+}
+
+/// The edges of a graph, sorted by destination, and the way between their order and the order that
+/// they were given in. What goes with edges (vectors, filters, features of edges) is sorted along.
+///
+/// ```
+/// use tilewise::gaunt::SortedEdges;
+/// # fn main() -> tilewise::Result<()> {
+/// let given = [[0, 2], [1, 0], [2, 2], [2, 0]];
+/// let sorted = SortedEdges::new(3, &given)?;
+/// assert_eq!(sorted.edges(), [[1, 0], [2, 0], [0, 2], [2, 2]]);
+/// assert_eq!(sorted.order(), [1, 3, 0, 2]);
+/// assert_eq!(sorted.starts(), [0, 2, 2, 4]);
+/// // a length for each edge, in the order of the convolution and back
+/// let lengths = sorted.sort("lengths", &[0.0, 0.1, 0.2, 0.3])?;
+/// assert_eq!(lengths, [0.1, 0.3, 0.0, 0.2]);
+/// assert_eq!(sorted.unsort("lengths", &lengths)?, [0.0, 0.1, 0.2, 0.3]);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SortedEdges {
+    nodes: u32,
+    edges: Vec<[u32; 2]>,
+    starts: Vec<u32>,
+    order: Vec<u32>,
+}
+
+/// Largest number of nodes of [`SortedEdges`].
+pub const MAX_GRAPH_NODES: u32 = 1 << 28;
+
+const EDGES: &str = "sorted_edges";
+
+impl SortedEdges {
+    /// Sorts `[source, destination]` of every edge by destination. Edges to one node stay in the
+    /// order that they are given in, so that sums over them are the same every time. Takes time and
+    /// memory in proportion to nodes and edges.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an edge that names an absent node, [`Error::Shape`] for more than
+    /// [`MAX_GRAPH_NODES`] nodes or 2^32 edges.
+    pub fn new(nodes: u32, edges: &[[u32; 2]]) -> Result<Self> {
+        if nodes > MAX_GRAPH_NODES {
+            return Err(Error::shape(EDGES, "nodes", format!("at most {MAX_GRAPH_NODES}"), nodes));
+        }
+        if u32::try_from(edges.len()).is_err() {
+            return Err(Error::shape(EDGES, "edges", "fewer than 2^32", edges.len()));
+        }
+        check_nodes(EDGES, nodes, edges)?;
+        let starts = starts(nodes, edges);
+        let mut next = starts.clone();
+        let mut order = vec![0; edges.len()];
+        for (e, [_, destination]) in (0u32..).zip(edges) {
+            let place = &mut next[*destination as usize];
+            order[*place as usize] = e;
+            *place += 1;
+        }
+        let sorted = order.iter().map(|e| edges[*e as usize]).collect();
+        Ok(Self { nodes, edges: sorted, starts, order })
+    }
+
+    /// For [`GauntConvolution::plan`].
+    pub fn graph(&self) -> Graph<'_> {
+        Graph { nodes: self.nodes, edges: &self.edges }
+    }
+
+    /// `[source, destination]` of every edge, sorted.
+    pub fn edges(&self) -> &[[u32; 2]] {
+        &self.edges
+    }
+
+    /// Of every sorted edge, its place in the list that was given.
+    pub fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    /// The first sorted edge to every node, and one past the last: those to node `n` are
+    /// `starts[n]..starts[n + 1]`.
+    pub fn starts(&self) -> &[u32] {
+        &self.starts
+    }
+
+    /// Elements for each edge, `[edges, ..]` row-major, from the given order to the sorted.
+    /// `what` names them in a message.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a number of elements that is no multiple of the number of edges.
+    pub fn sort<T: Clone>(&self, what: &'static str, rows: &[T]) -> Result<Vec<T>> {
+        let n = self.row(what, rows.len())?;
+        Ok(self.order.iter().flat_map(|e| &rows[*e as usize * n..][..n]).cloned().collect())
+    }
+
+    /// The way back: elements for each edge from the sorted order to the given.
+    ///
+    /// # Errors
+    /// As [`SortedEdges::sort`].
+    pub fn unsort<T: Clone>(&self, what: &'static str, rows: &[T]) -> Result<Vec<T>> {
+        let n = self.row(what, rows.len())?;
+        let mut place = vec![0; self.order.len()];
+        for (at, e) in self.order.iter().enumerate() {
+            place[*e as usize] = at;
+        }
+        Ok(place.iter().flat_map(|at| &rows[at * n..][..n]).cloned().collect())
+    }
+
+    /// Elements of one edge.
+    fn row(&self, what: &'static str, len: usize) -> Result<usize> {
+        let edges = self.order.len();
+        if len.checked_rem(edges).unwrap_or(len) != 0 {
+            return Err(Error::shape(EDGES, what, format!("a multiple of {edges} edges"), len));
+        }
+        Ok(len.checked_div(edges).unwrap_or(0))
+    }
+}
+
+/// Refuses edges that name absent nodes.
+fn check_nodes(op: &'static str, nodes: u32, edges: &[[u32; 2]]) -> Result<()> {
+    for (e, [source, destination]) in edges.iter().enumerate() {
+        for (what, node) in [("edges: source", source), ("edges: destination", destination)] {
+            if *node >= nodes {
+                let expected = format!("a node below {nodes}");
+                return Err(Error::value(op, what, expected, format!("{node} in edge {e}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first edge to every node, and one past the last, when sorted by destination.
+fn starts(nodes: u32, edges: &[[u32; 2]]) -> Vec<u32> {
+    let mut starts = vec![0u32; nodes as usize + 1];
+    for [_, destination] in edges {
+        starts[*destination as usize + 1] += 1;
+    }
+    for node in 1..starts.len() {
+        starts[node] += starts[node - 1];
+    }
+    starts
 }
 
 /// A checked and compiled convolution.
@@ -110,26 +247,19 @@ impl GauntConvolution {
         if need > limit {
             return Err(Error::Limit { op: OP, what: "bytes for the nodes' edges", need, limit });
         }
-        let mut starts = vec![0u32; graph.nodes as usize + 1];
-        for (e, [source, destination]) in graph.edges.iter().enumerate() {
-            for (what, node) in [("edges: source", source), ("edges: destination", destination)] {
-                if *node >= graph.nodes {
-                    let expected = format!("a node below {}", graph.nodes);
-                    return Err(Error::value(OP, what, expected, format!("{node} in edge {e}")));
-                }
-            }
-            if e > 0 && *destination < graph.edges[e - 1][1] {
-                let got = format!("{destination} in edge {e} after {}", graph.edges[e - 1][1]);
-                return Err(Error::value(
-                    OP,
-                    "edges: destination",
-                    "an order that does not decrease",
-                    got,
-                ));
-            }
-            starts[*destination as usize + 1] += 1;
+        check_nodes(OP, graph.nodes, graph.edges)?;
+        if let Some(e) = (1..graph.edges.len()).find(|e| graph.edges[*e][1] < graph.edges[e - 1][1])
+        {
+            let [before, after] = [graph.edges[e - 1][1], graph.edges[e][1]];
+            return Err(Error::value(
+                OP,
+                "edges: destination",
+                "an order that does not decrease (SortedEdges sorts)",
+                format!("{after} in edge {e} after {before}"),
+            ));
         }
-        let busiest = starts.iter().copied().max().unwrap_or(0);
+        let starts = starts(graph.nodes, graph.edges);
+        let busiest = starts.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0);
         if u64::from(busiest) > ctx.caps.loop_trips {
             return Err(Error::Limit {
                 op: OP,
@@ -137,9 +267,6 @@ impl GauntConvolution {
                 need: busiest.into(),
                 limit: ctx.caps.loop_trips,
             });
-        }
-        for node in 1..starts.len() {
-            starts[node] += starts[node - 1];
         }
         let sources: Vec<u32> = graph.edges.iter().map(|e| e[0]).collect();
         let buffers = [

@@ -35,8 +35,9 @@ pub struct SphericalHarmonics {
 /// The tensors of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct SphericalHarmonicsArgs<'a> {
-    /// Vectors `[n, 3]`, f32, of any finite length. A zero vector has no direction: its degrees
-    /// above 0 come out as 0 (see [`check_directions`]).
+    /// Vectors `[n, 3]`, f32, of any finite length, to the smallest and the largest numbers that there
+    /// are, also where the driver takes numbers below 2^-126 for zero. A zero vector has no direction:
+    /// its degrees above 0 come out as 0, whatever their weights (see [`check_directions`]).
     pub r: TensorView<'a, 2>,
     /// `[n, (lmax + 1)^2]`, written everywhere.
     pub y: TensorView<'a, 2>,
@@ -164,6 +165,10 @@ impl SphericalHarmonics {
                 body,
                 "var s{l} = 1.0; if WEIGHTED {{ s{l} = weight_load(weight_row + {l}u); }}"
             );
+            // nothing has degree 0 only, whatever its weights
+            if l > 0 {
+                let _ = writeln!(body, "s{l} = select(0.0, s{l}, some);");
+            }
             for k in 0..=2 * l {
                 let m = k.abs_diff(l);
                 let (t, c) = match k.cmp(&l) {
@@ -171,8 +176,7 @@ impl SphericalHarmonics {
                     std::cmp::Ordering::Equal => (String::new(), 1.0),
                     std::cmp::Ordering::Greater => (format!(" * re{m}"), std::f64::consts::SQRT_2),
                 };
-                let live = if l == 0 { "" } else { " * live" };
-                value.push(format!("{} * p{l}_{m}{t} * s{l}{live}", literal(scale * start(m) * c)));
+                value.push(format!("{} * p{l}_{m}{t} * s{l}", literal(scale * start(m) * c)));
             }
         }
         if vec4 {

@@ -12,7 +12,8 @@
 //!
 //! The product is not the Clebsch-Gordan product: it has one output for each degree, no coupling
 //! of odd `l1 + l2 + l3`, and fixed weights between its paths. [`Coupling::Vector`] has the odd
-//! couplings, [`ClebschGordan`] every path apart.
+//! couplings, [`ClebschGordan`] every path apart, [`WeightedTensorProduct`] sums of them with
+//! weights.
 
 mod basis;
 mod clebsch_gordan;
@@ -26,6 +27,7 @@ mod product;
 mod program;
 mod staged;
 mod transforms;
+mod weighted;
 
 use fused::Operand;
 use maps::Weight;
@@ -37,6 +39,7 @@ pub use convolution::*;
 pub use harmonics::*;
 pub use many_body::*;
 pub use transforms::*;
+pub use weighted::*;
 
 use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView,

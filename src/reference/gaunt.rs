@@ -358,6 +358,154 @@ pub fn clebsch_gordan(
     }
 }
 
+/// Multiplicity, degree, and whether odd, of irreps that lie one after the other in a row.
+pub type IrrepList<'a> = &'a [(u32, u32, bool)];
+
+/// First element of every irrep in a row, and the row's length.
+fn irrep_starts(irreps: IrrepList<'_>) -> (Vec<usize>, usize) {
+    let mut row = 0;
+    let mut starts = Vec::new();
+    for &(mul, l, _) in irreps {
+        starts.push(row);
+        row += mul as usize * (2 * l as usize + 1);
+    }
+    (starts, row)
+}
+
+/// What a coupling tensor of norm 1 is multiplied by, squared: for components of variance 1, or for
+/// irreps of mean square norm 1 (`norm`).
+fn irrep_scale(l: [u32; 3], norm: bool) -> f64 {
+    let [n1, n2, n3] = l.map(|l| f64::from(2 * l + 1));
+    if norm { n1 * n2 } else { n3 }
+}
+
+/// The full tensor product of rows `x` and `y`, without the outputs that `keep(degree, odd)`
+/// refuses: e3nn's `FullTensorProduct` with `filter_ir_out`. Returns the irreps of the output, by
+/// degree, odd before even, then by pairs of inputs, and `z: [batch, ..]`.
+pub fn full_tensor_product(
+    irreps: [IrrepList<'_>; 2],
+    keep: &dyn Fn(u32, bool) -> bool,
+    norm: bool,
+    [x, y]: [&[f64]; 2],
+    batch: usize,
+) -> (Vec<(u32, u32, bool)>, Vec<f64>) {
+    let [(starts1, width1), (starts2, width2)] = irreps.map(irrep_starts);
+    // each output, with the places of its inputs
+    let mut outputs = Vec::new();
+    for (a, &(mul1, l1, odd1)) in irreps[0].iter().enumerate() {
+        for (b, &(mul2, l2, odd2)) in irreps[1].iter().enumerate() {
+            for l in l1.abs_diff(l2)..=l1 + l2 {
+                if keep(l, odd1 ^ odd2) {
+                    outputs.push(((l, !(odd1 ^ odd2), a, b), mul1 * mul2));
+                }
+            }
+        }
+    }
+    outputs.sort_by_key(|o| o.0);
+    let list: Vec<(u32, u32, bool)> =
+        outputs.iter().map(|&((l, even, ..), mul)| (mul, l, !even)).collect();
+    let (starts, width) = irrep_starts(&list);
+    let mut z = vec![0.0; batch * width];
+    for (&((l, _, a, b), _), &start) in outputs.iter().zip(&starts) {
+        let block = |(mul, l, _): (u32, u32, bool), start| Block { mul, l, start };
+        let blocks = [
+            block(irreps[0][a], starts1[a]),
+            block(irreps[1][b], starts2[b]),
+            Block { mul: 0, l, start },
+        ];
+        // that function scales components to variance 1
+        let degrees = [blocks[0].l, blocks[1].l, l];
+        let scale = (irrep_scale(degrees, norm) / irrep_scale(degrees, false)).sqrt();
+        let mut own = vec![0.0; z.len()];
+        if width1 > 0 {
+            clebsch_gordan(blocks, x, y, &mut own, [width1, width2, width]);
+        }
+        z.iter_mut().zip(own).for_each(|(z, own)| *z += scale * own);
+    }
+    (list, z)
+}
+
+/// One path of [`weighted_tensor_product`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightedPath {
+    /// Positions in the lists of `x`, `y`, `z`.
+    pub places: [usize; 3],
+    /// Weights `[mul1, mul2, mul_out]` (e3nn's `uvw`); otherwise `[mul1, mul2]`, copy `u` of `x` to
+    /// copy `u` of `z` (`uvu`).
+    pub mixes: bool,
+}
+
+/// The weighted tensor product: e3nn's `TensorProduct`. `w` is one row of weights, all paths'
+/// one after the other, or one for each row of `x`. With `norm` irreps, otherwise components, keep
+/// their size; with `by_path` every path to an output has the same share of it, otherwise every
+/// term.
+#[expect(clippy::too_many_arguments, reason = "the definition, with all its options")]
+pub fn weighted_tensor_product(
+    irreps: [IrrepList<'_>; 3],
+    paths: &[WeightedPath],
+    norm: bool,
+    by_path: bool,
+    x: &[f64],
+    y: &[f64],
+    w: &[f64],
+    batch: usize,
+) -> Vec<f64> {
+    let [(starts1, width1), (starts2, width2), (starts3, width3)] = irreps.map(irrep_starts);
+    let fan = |p: &WeightedPath| {
+        let [mul1, mul2] = [irreps[0][p.places[0]].0, irreps[1][p.places[1]].0];
+        f64::from(mul2) * if p.mixes { f64::from(mul1) } else { 1.0 }
+    };
+    let size = |p: &WeightedPath| {
+        let [a, b, c] = [0, 1, 2].map(|i| irreps[i][p.places[i]].0 as usize);
+        if p.mixes { a * b * c } else { a * b }
+    };
+    let row_of_weights: usize = paths.iter().map(size).sum();
+    let shared = w.len() == row_of_weights;
+    let mut z = vec![0.0; batch * width3];
+    for row in 0..batch {
+        let mut weights = if shared { w } else { &w[row * row_of_weights..] };
+        for path in paths {
+            let [(mul1, l1, _), (mul2, l2, _), (mul3, l3, _)] =
+                [0, 1, 2].map(|i| irreps[i][path.places[i]]);
+            let to_same = || paths.iter().filter(|other| other.places[2] == path.places[2]);
+            let terms = if by_path {
+                fan(path) * to_same().count() as f64
+            } else {
+                to_same().map(fan).sum()
+            };
+            let scale = (irrep_scale([l1, l2, l3], norm) / terms).sqrt();
+            let c = real_wigner_3j(l1, l2, l3);
+            let [n1, n2, n3] = [l1, l2, l3].map(|l| 2 * l as usize + 1);
+            let (mul1, mul2, mul3) = (mul1 as usize, mul2 as usize, mul3 as usize);
+            for u in 0..mul1 {
+                for v in 0..mul2 {
+                    for k in 0..n3 {
+                        let mut coupled = 0.0;
+                        for i in 0..n1 {
+                            for j in 0..n2 {
+                                coupled += c[(i * n2 + j) * n3 + k]
+                                    * x[row * width1 + starts1[path.places[0]] + u * n1 + i]
+                                    * y[row * width2 + starts2[path.places[1]] + v * n2 + j];
+                            }
+                        }
+                        let out = row * width3 + starts3[path.places[2]] + k;
+                        if path.mixes {
+                            for w in 0..mul3 {
+                                z[out + w * n3] +=
+                                    scale * weights[(u * mul2 + v) * mul3 + w] * coupled;
+                            }
+                        } else {
+                            z[out + u * n3] += scale * weights[u * mul2 + v] * coupled;
+                        }
+                    }
+                }
+            }
+            weights = &weights[size(path)..];
+        }
+    }
+    z
+}
+
 /// The matrix `D` of a rotation or reflection `r` (row-major 3 x 3, orthogonal) on coefficients of
 /// degree up to `lmax`: `Y(r v) = D Y(v)`, block diagonal, `[(lmax + 1)^2, (lmax + 1)^2]`.
 ///

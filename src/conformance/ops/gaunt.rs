@@ -1,5 +1,7 @@
 //! Gaunt tensor products and spherical harmonics.
 
+use serde_json::Value;
+
 use super::Op;
 use super::rig::{Rig, Tensor};
 use crate::conformance::case::Case;
@@ -21,6 +23,7 @@ pub(super) const OPS: &[(&str, Op)] = &[
     ("sh_to_fourier", sh_to_fourier),
     ("cg_coeffs", cg_coeffs),
     ("cg_full_tp", cg_full_tp),
+    ("cg_weighted_tp", cg_weighted_tp),
 ];
 
 /// A product as the case's `L1`, `L2`, `Lout` say.
@@ -292,7 +295,8 @@ fn sh_to_fourier(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
 fn cg_coeffs(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let lmax = case.param_u32("L")?;
     let irreps = Irreps::spherical_harmonics(lmax.min(MAX_CG_LMAX + 1));
-    let cg = ClebschGordan { irreps1: irreps.clone(), irreps2: irreps, lmax_out: None, dtype };
+    let cg =
+        ClebschGordan { irreps1: irreps.clone(), irreps2: irreps, dtype, ..Default::default() };
     let n = (lmax.min(MAX_CG_LMAX + 1) + 1).pow(2);
     let plan = cg.plan(rig, n * n)?;
     let x = rig.upload([n * n, n], &unit_rows(n, n, 1), dtype)?;
@@ -335,21 +339,96 @@ fn cg_coeffs(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     Ok(outputs)
 }
 
+fn irrep_normalization(case: &Case) -> Result<IrrepNormalization, Stop> {
+    if !case.has_param("irrep_normalization") {
+        return Ok(IrrepNormalization::Component);
+    }
+    match case.param_str("irrep_normalization")? {
+        "component" => Ok(IrrepNormalization::Component),
+        "norm" => Ok(IrrepNormalization::Norm),
+        other => Err(Stop::Refused(format!(
+            "irrep_normalization: expected component or norm, got {other}"
+        ))),
+    }
+}
+
 fn cg_full_tp(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let ([batch, n1], x) = case.input::<2>("in.x")?;
-    let ([_, n2], y) = case.input::<2>("in.y")?;
+    let (y_shape, y) = case.input::<2>("in.y")?;
+    let mut filter = None;
+    if case.has_param("filter_ir_out") {
+        let kept = case.param_as("filter_ir_out", "a list of irreps", |v| {
+            v.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()
+        })?;
+        filter = Some(kept.join("+").parse()?);
+    }
     let cg = ClebschGordan {
         irreps1: case.param_str("irreps_in1")?.parse()?,
         irreps2: case.param_str("irreps_in2")?.parse()?,
         lmax_out: None,
+        filter,
+        normalization: irrep_normalization(case)?,
         dtype,
     };
     let plan = cg.plan(rig, batch)?;
-    let (x, y) = (rig.upload([batch, n1], x, dtype)?, rig.upload([batch, n2], y, dtype)?);
+    let (x, y) = (rig.upload([batch, n1], x, dtype)?, rig.upload(y_shape, y, dtype)?);
     let z = rig.poisoned([batch, plan.dims()[2]], dtype)?;
     rig.submit(|encoder| {
         let mut pass = encoder.begin_compute_pass(&Default::default());
         plan.encode_pass(rig, &mut pass, x.view(), y.view(), z.view())
     })?;
+    Ok(vec![rig.output("out.z", &z)?])
+}
+
+/// `[first, second, out, mode]`.
+fn instruction(value: &Value) -> Option<Instruction> {
+    let list = value.as_array()?;
+    let place = |at: usize| usize::try_from(list.get(at)?.as_u64()?).ok();
+    let connection = match list.get(3)?.as_str()? {
+        "uvw" => Connection::Uvw,
+        "uvu" => Connection::Uvu,
+        _ => return None,
+    };
+    Some(Instruction { first: place(0)?, second: place(1)?, out: place(2)?, connection })
+}
+
+fn cg_weighted_tp(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
+    let ([batch, n1], x) = case.input::<2>("in.x")?;
+    let (y_shape, y) = case.input::<2>("in.y")?;
+    let (w_shape, w) = case.input::<2>("in.w")?;
+    let path_normalization = match case.param_str("path_normalization")? {
+        "element" => PathNormalization::Element,
+        "path" => PathNormalization::Path,
+        other => {
+            let expected = "path_normalization: expected element or path";
+            return Err(Stop::Refused(format!("{expected}, got {other}")));
+        }
+    };
+    let product = WeightedTensorProduct {
+        irreps1: case.param_str("irreps_in1")?.parse()?,
+        irreps2: case.param_str("irreps_in2")?.parse()?,
+        irreps_out: case.param_str("irreps_out")?.parse()?,
+        instructions: case.param_as(
+            "instructions",
+            "a list of [first, second, out, uvw or uvu]",
+            |v| v.as_array()?.iter().map(instruction).collect(),
+        )?,
+        irrep_normalization: irrep_normalization(case)?,
+        path_normalization,
+        dtype,
+    };
+    let plan = product.plan(rig, batch)?;
+    let (x, y) = (rig.upload([batch, n1], x, dtype)?, rig.upload(y_shape, y, dtype)?);
+    let w = rig.upload(w_shape, w, DType::F32)?;
+    let z = rig.poisoned([batch, plan.dims()[2]], dtype)?;
+    let scratch = rig.scratch(plan.scratch_bytes())?;
+    let args = WeightedTensorProductArgs {
+        x: x.view(),
+        y: y.view(),
+        w: w.view(),
+        z: z.view(),
+        scratch: Some(&scratch),
+    };
+    rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
     Ok(vec![rig.output("out.z", &z)?])
 }

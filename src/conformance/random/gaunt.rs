@@ -1,7 +1,9 @@
 //! Gaunt tensor products, spherical harmonics and their transforms.
 
+use serde_json::json;
+
 use super::{Class, Problem};
-use crate::gaunt::{ClebschGordan, Irreps, ShNormalization};
+use crate::gaunt::ShNormalization;
 use crate::reference;
 
 /// Number of coefficients up to degree `l`.
@@ -100,51 +102,116 @@ pub(super) fn spherical_harmonics(p: &mut Problem) {
     p.output("out.y", &[n, (l + 1) * (l + 1)], &y, Class::Ratios);
 }
 
+/// Multiplicity, degree, whether odd.
+type List = Vec<(u32, u32, bool)>;
+
+/// A list of irreps: 1 to `most` of them.
+fn irreps(p: &mut Problem, most: u32) -> List {
+    (0..p.rng.range(1, most))
+        .map(|_| (p.rng.range(1, 3), p.rng.range(0, 3), p.rng.chance(50)))
+        .collect()
+}
+
+/// As e3nn writes it.
+fn written(list: &[(u32, u32, bool)]) -> String {
+    let term =
+        |&(mul, l, odd): &(u32, u32, bool)| format!("{mul}x{l}{}", if odd { "o" } else { "e" });
+    list.iter().map(term).collect::<Vec<_>>().join("+")
+}
+
+/// Elements in a row.
+fn row(list: &[(u32, u32, bool)]) -> u32 {
+    list.iter().map(|(mul, l, _)| mul * (2 * l + 1)).sum()
+}
+
+/// Returns whether it is by the norm.
+fn irrep_normalization(p: &mut Problem) -> bool {
+    let norm = p.rng.chance(40);
+    p.param("irrep_normalization", if norm { "norm" } else { "component" });
+    norm
+}
+
+/// Every path, or those to some irreps.
 pub(super) fn cg_full_tp(p: &mut Problem) {
-    let mut list = || {
-        let terms: Vec<String> = (0..p.rng.range(1, 3))
-            .map(|_| {
-                let parity = if p.rng.chance(50) { "e" } else { "o" };
-                format!("{}x{}{parity}", p.rng.range(1, 3), p.rng.range(0, 3))
-            })
-            .collect();
-        terms.join("+")
-    };
-    let (a, b) = (list(), list());
-    let parse = |text: &str| text.parse::<Irreps>().unwrap_or_default();
-    let cg = ClebschGordan { irreps1: parse(&a), irreps2: parse(&b), ..Default::default() };
-    p.param("irreps_in1", a);
-    p.param("irreps_in2", b);
-    let batch = p.rng.range(1, 40);
-    let paths = cg.paths();
-    let dims = [&cg.irreps1, &cg.irreps2, &cg.irreps_out()]
-        .map(|irreps| u32::try_from(irreps.dim()).unwrap_or(u32::MAX));
-    let x = p.normal("in.x", &[batch, dims[0]]);
-    let y = p.normal("in.y", &[batch, dims[1]]);
-    let starts = |irreps: &Irreps| -> Vec<usize> {
-        irreps
-            .0
-            .iter()
-            .scan(0, |at, i| {
-                let start = *at;
-                *at += (i.mul * (2 * i.l + 1)) as usize;
-                Some(start)
-            })
-            .collect()
-    };
-    let (starts1, starts2) = (starts(&cg.irreps1), starts(&cg.irreps2));
-    let mut z = vec![0.0; (batch * dims[2]) as usize];
-    for path in &paths {
-        let (i, j) = (cg.irreps1.0[path.first], cg.irreps2.0[path.second]);
-        let block = |mul, l, start| reference::Block { mul, l, start };
-        let blocks = [
-            block(i.mul, i.l, starts1[path.first]),
-            block(j.mul, j.l, starts2[path.second]),
-            block(path.out.mul, path.out.l, path.start as usize),
-        ];
-        reference::clebsch_gordan(blocks, &x, &y, &mut z, dims.map(|n| n as usize));
+    let (a, b) = (irreps(p, 3), irreps(p, 3));
+    p.param("irreps_in1", written(&a));
+    p.param("irreps_in2", written(&b));
+    let norm = irrep_normalization(p);
+    let mut kept: Option<Vec<(u32, bool)>> = None;
+    if p.rng.chance(60) {
+        // one that is there, and others that may be
+        let (first, second) = (p.rng.pick(&a), p.rng.pick(&b));
+        let own = (first.1.abs_diff(second.1), first.2 != second.2);
+        let all = (0..16).map(|at| (at / 2, at % 2 == 1));
+        kept = Some(all.filter(|one| *one == own || p.rng.chance(30)).collect());
     }
-    p.output("out.z", &[batch, dims[2]], &z, Class::Products);
+    let names = kept.as_ref().map(|kept| {
+        kept.iter()
+            .map(|(l, odd)| format!("{l}{}", if *odd { "o" } else { "e" }))
+            .collect::<Vec<_>>()
+    });
+    p.param("filter_ir_out", names);
+    let batch = p.rng.range(1, 40);
+    let x = p.normal("in.x", &[batch, row(&a)]);
+    let y = p.normal("in.y", &[batch, row(&b)]);
+    let keep = |l, odd| kept.as_ref().is_none_or(|kept| kept.contains(&(l, odd)));
+    let (out, z) = reference::full_tensor_product([&a, &b], &keep, norm, [&x, &y], batch as usize);
+    p.output("out.z", &[batch, row(&out)], &z, Class::Products);
+}
+
+/// Some of the paths between some irreps, of both kinds.
+pub(super) fn cg_weighted_tp(p: &mut Problem) {
+    let (a, b) = (irreps(p, 3), irreps(p, 3));
+    // outputs that paths reach, often with as many copies as an input, and one that perhaps none does
+    let mut out = irreps(p, 2);
+    out.truncate(1);
+    for _ in 0..p.rng.range(1, 4) {
+        let (first, second) = (p.rng.pick(&a), p.rng.pick(&b));
+        let l = p.rng.range(first.1.abs_diff(second.1), first.1 + second.1);
+        let mul = if p.rng.chance(60) { first.0 } else { p.rng.range(1, 4) };
+        out.push((mul, l, first.2 != second.2));
+    }
+    let (mut paths, mut instructions, mut weights) = (Vec::new(), Vec::new(), 0);
+    for (i, first) in a.iter().enumerate() {
+        for (j, second) in b.iter().enumerate() {
+            for (k, third) in out.iter().enumerate() {
+                let degrees = first.1.abs_diff(second.1)..=first.1 + second.1;
+                let legal = degrees.contains(&third.1) && third.2 == (first.2 != second.2);
+                if !legal || p.rng.chance(15) {
+                    continue;
+                }
+                let mixes = first.0 != third.0 || p.rng.chance(50);
+                let pairs = first.0 * second.0;
+                weights += if mixes { pairs * third.0 } else { pairs };
+                paths.push(reference::WeightedPath { places: [i, j, k], mixes });
+                instructions.push(json!([i, j, k, if mixes { "uvw" } else { "uvu" }]));
+            }
+        }
+    }
+    p.param("irreps_in1", written(&a));
+    p.param("irreps_in2", written(&b));
+    p.param("irreps_out", written(&out));
+    p.param("instructions", instructions);
+    let norm = irrep_normalization(p);
+    let by_path = p.rng.chance(50);
+    p.param("path_normalization", if by_path { "path" } else { "element" });
+    let batch = p.batch(40);
+    let shared = p.rng.chance(50);
+    p.param("shared_weights", shared);
+    let x = p.normal("in.x", &[batch, row(&a)]);
+    let y = p.normal("in.y", &[batch, row(&b)]);
+    let w = p.normal("in.w", &[if shared { 1 } else { batch }, weights]);
+    let z = reference::weighted_tensor_product(
+        [&a, &b, &out],
+        &paths,
+        norm,
+        by_path,
+        &x,
+        &y,
+        &w,
+        batch as usize,
+    );
+    p.output("out.z", &[batch, row(&out)], &z, Class::Products);
 }
 
 /// Every coefficient.

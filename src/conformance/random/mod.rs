@@ -62,6 +62,7 @@ const OPS: &[(&str, &str, Make)] = &[
     ("s2grid", "gaunt", gaunt::s2grid),
     ("sh_to_fourier", "gaunt", gaunt::sh_to_fourier),
     ("cg_coeffs", "gaunt", gaunt::cg_coeffs),
+    ("cg_weighted_tp", "gaunt", gaunt::cg_weighted_tp),
 ];
 
 /// Names of the operators that [`random_case`] knows.

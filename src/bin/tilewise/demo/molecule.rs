@@ -14,7 +14,7 @@ use tilewise::{
     Context, DType, Layout, Tensor, TensorView,
     gaunt::{
         Algorithm, GauntArgs, GauntConvolution, GauntConvolutionArgs, GauntNormalization,
-        GauntShape, GauntTensorProduct, Graph, ShNormalization,
+        GauntShape, GauntTensorProduct, Graph, ShNormalization, SortedEdges,
     },
     measure, reference, wgpu,
 };
@@ -264,7 +264,6 @@ impl Molecules {
             nodes: 0,
         };
         for atoms in molecules {
-            // destinations in order, so that edges are sorted
             for (i, destination) in atoms.iter().enumerate() {
                 for (j, source) in atoms.iter().enumerate() {
                     let r: [f32; 3] = std::array::from_fn(|k| source.at[k] - destination.at[k]);
@@ -289,6 +288,10 @@ impl Molecules {
             all.nodes += atoms.len() as u32;
         }
         tilewise::gaunt::check_directions(&all.vectors)?;
+        let sorted = SortedEdges::new(all.nodes, &all.edges)?;
+        all.vectors = sorted.sort("vectors", &all.vectors)?;
+        all.filters = sorted.sort("filters", &all.filters)?;
+        all.edges = sorted.edges().to_vec();
         Ok(all)
     }
 
