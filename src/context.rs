@@ -10,12 +10,20 @@ use std::{
 
 use crate::{
     Caps, Error, Result, Tuning,
+    home::{Home, instances},
     shader::{Kernel, Key},
 };
 
 /// A device, its queue, what it can do, and the kernels compiled on it so far.
 ///
 /// Cheap to clone; clones share the kernels. `Send + Sync`.
+///
+/// Tensors and plans belong to the device of the context that they were made with, and only contexts
+/// of that device take them ([`Context::same_device`]): others answer [`Error::OtherContext`]. Of a
+/// `wgpu::Buffer` that this crate did not make, wgpu itself knows the device, and refuses it as well,
+/// if both devices are of one instance of wgpu, as all are that this crate opens, but for those of
+/// OpenGL. Buffers of another instance, or of an OpenGL device opened apart, cannot be told
+/// from the context's own, nor can encoders be: there the caller must see to it.
 ///
 /// ```no_run
 /// # fn main() -> tilewise::Result<()> {
@@ -37,6 +45,7 @@ pub struct Context {
 
 #[derive(Debug)]
 struct Shared {
+    home: Arc<Home>,
     kernels: Mutex<HashMap<Key, Arc<Kernel>>>,
     /// Opened by this crate, which may poll it and has installed its handlers.
     owned: bool,
@@ -66,11 +75,10 @@ impl Context {
     /// # Errors
     /// [`Error::NoAdapter`] listing what there is, [`Error::NoDevice`].
     pub async fn new() -> Result<Self> {
-        let instance = instance();
         let wanted = std::env::var("WGPU_ADAPTER_NAME").ok().filter(|n| !n.is_empty());
         let adapter = match wanted {
             Some(name) => {
-                let all = enumerate(&instance).await;
+                let all = Self::adapters().await;
                 let lower = name.to_lowercase();
                 let names: Vec<String> = all.iter().map(|a| a.get_info().name).collect();
                 all.into_iter()
@@ -81,14 +89,7 @@ impl Context {
                         ))
                     })?
             }
-            None => instance
-                .request_adapter(&wgpu::RequestAdapterOptions {
-                    power_preference: wgpu::PowerPreference::from_env()
-                        .unwrap_or(wgpu::PowerPreference::HighPerformance),
-                    ..Default::default()
-                })
-                .await
-                .map_err(|e| Error::NoAdapter(e.to_string()))?,
+            None => preferred().await?,
         };
         Self::from_adapter(&adapter).await
     }
@@ -103,8 +104,19 @@ impl Context {
     }
 
     /// Every adapter that can run compute shaders, on the backends that `WGPU_BACKEND` allows.
+    ///
+    /// All calls look into one instance of wgpu, made by the first, but for adapters of OpenGL, of
+    /// which each call has an instance of its own (its devices may work in one thread at a time).
     pub async fn adapters() -> Vec<wgpu::Adapter> {
-        enumerate(&instance()).await
+        let mut all = Vec::new();
+        for (backends, instance) in instances(allowed()) {
+            all.extend(instance.enumerate_adapters(backends).await);
+        }
+        all.retain(|a| {
+            a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+                && a.limits().max_storage_buffers_per_shader_stage > 0
+        });
+        all
     }
 
     /// Opens `adapter` with all the limits it has and the features that kernels here use.
@@ -150,6 +162,7 @@ impl Context {
     fn with_owner(device: wgpu::Device, queue: wgpu::Queue, owned: bool) -> Self {
         let caps = Caps::of(&device);
         let shared = Shared {
+            home: Home::of(&device),
             kernels: Mutex::default(),
             owned,
             lost: Arc::default(),
@@ -208,6 +221,25 @@ impl Context {
             Err(wgpu::PollError::Timeout) => Err(Error::Timeout { op, seconds }),
             Err(other) => Err(Error::Device { op, message: other.to_string() }),
         }
+    }
+
+    /// Whether both are contexts of one device: their tensors and plans may be used with either.
+    ///
+    /// So it is with clones, with what `with_caps`, `with_tier` and `with_tuning` return, and with
+    /// contexts that adopted the same device. (`wgpu::Device`'s own `==` does not tell devices of
+    /// different instances apart.)
+    pub fn same_device(&self, other: &Self) -> bool {
+        self.home().is(other.home())
+    }
+
+    pub(crate) fn home(&self) -> &Arc<Home> {
+        &self.shared.home
+    }
+
+    /// Refuses a plan that was made on another device. One that was designed without a device may be
+    /// used on any.
+    pub(crate) fn expect_plan(&self, op: &'static str, home: Option<&Arc<Home>>) -> Result<()> {
+        self.home().expect(op, "the plan", home.map(AsRef::as_ref))
     }
 
     /// Why the device was lost, if this crate opened it and it was.
@@ -329,6 +361,9 @@ impl Context {
             Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { op, bytes }),
             Some(error) => {
                 let message = error.to_string();
+                if let Some(stranger) = self.stranger(op, &message) {
+                    return Err(stranger);
+                }
                 let reason =
                     self.lost().or_else(|| message.contains("is lost").then(|| message.clone()));
                 Err(match reason {
@@ -337,6 +372,15 @@ impl Context {
                 })
             }
         }
+    }
+
+    /// wgpu's complaint of a resource of another device of the same instance.
+    fn stranger(&self, op: &'static str, message: &str) -> Option<Error> {
+        let line = message.lines().find(|line| line.contains(" doesn't match Device"))?;
+        let (owner, _) = line.split_once(" doesn't match ")?;
+        let (device, resource) = owner.split_once(" of ")?;
+        let owner = format!("another ({}: {resource})", device.trim());
+        Some(Error::OtherContext { op, what: "a buffer", owner, given: self.home().to_string() })
     }
 
     /// The kernel for `key`, compiled at most once per context and its clones.
@@ -441,12 +485,12 @@ impl Answer {
 }
 
 /// A lock that outlives a panic elsewhere: what it guards is never left half-written.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The result of a future that is ready at once, as error scopes are on native targets.
-fn poll_once<F: Future>(future: F) -> Option<F::Output> {
+pub(crate) fn poll_once<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     match future.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
@@ -454,17 +498,33 @@ fn poll_once<F: Future>(future: F) -> Option<F::Output> {
     }
 }
 
-fn instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+/// The backends that `WGPU_BACKEND` allows.
+fn allowed() -> wgpu::Backends {
+    wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all())
 }
 
-async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
-    let all = instance.enumerate_adapters(backends).await;
-    all.into_iter()
-        .filter(|a| {
-            a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
-                && a.limits().max_storage_buffers_per_shader_stage > 0
-        })
-        .collect()
+/// The adapter that wgpu prefers, of those of all instances.
+async fn preferred() -> Result<wgpu::Adapter> {
+    let power_preference =
+        wgpu::PowerPreference::from_env().unwrap_or(wgpu::PowerPreference::HighPerformance);
+    let options = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
+    // wgpu's own order
+    let place = |adapter: &wgpu::Adapter| match (adapter.get_info().device_type, power_preference) {
+        (_, wgpu::PowerPreference::None) => 0,
+        (wgpu::DeviceType::IntegratedGpu, wgpu::PowerPreference::LowPower) => 0,
+        (wgpu::DeviceType::DiscreteGpu, _) => 1,
+        (wgpu::DeviceType::IntegratedGpu, _) => 2,
+        (wgpu::DeviceType::Other, _) => 3,
+        (wgpu::DeviceType::VirtualGpu, _) => 4,
+        (wgpu::DeviceType::Cpu, _) => 5,
+    };
+    let (mut found, mut reasons) = (Vec::new(), Vec::new());
+    for (_, instance) in instances(allowed()) {
+        match instance.request_adapter(&options).await {
+            Ok(adapter) => found.push(adapter),
+            Err(reason) => reasons.push(reason.to_string()),
+        }
+    }
+    // of equals the first
+    found.into_iter().min_by_key(place).ok_or_else(|| Error::NoAdapter(reasons.join("; ")))
 }

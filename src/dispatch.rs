@@ -110,12 +110,17 @@ impl<'a, const N: usize> TensorView<'a, N> {
     }
 }
 
-/// Refuses outputs that share a buffer with an input or with each other.
+/// Refuses buffers of another device, and outputs that share a buffer with an input or with each
+/// other.
 pub(crate) fn distinct_outputs(
+    ctx: &Context,
     op: &'static str,
     outputs: &[(&'static str, &wgpu::Buffer)],
     inputs: &[(&'static str, &wgpu::Buffer)],
 ) -> Result<()> {
+    for (what, buffer) in outputs.iter().chain(inputs) {
+        ctx.home().expect_buffer(op, what, buffer)?;
+    }
     for (i, (output, buffer)) in outputs.iter().enumerate() {
         let others = outputs[..i].iter().chain(inputs);
         if let Some((other, _)) = others.into_iter().find(|(_, b)| b == buffer) {

@@ -98,6 +98,18 @@ pub enum Error {
         /// The other argument.
         other: &'static str,
     },
+    /// A tensor, a buffer or a plan of another device than the context's.
+    #[error("{op}: {what} belongs to {owner}, the context to {given}")]
+    OtherContext {
+        /// Operator, or `tensor` or `download`.
+        op: &'static str,
+        /// Argument.
+        what: &'static str,
+        /// The device that it belongs to: a number and the adapter.
+        owner: String,
+        /// The context's device.
+        given: String,
+    },
     /// A buffer created without a usage that the call needs.
     #[error("{op}: {what}: the buffer lacks usage {missing:?}")]
     Usage {

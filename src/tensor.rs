@@ -1,6 +1,8 @@
 //! Strided views of buffers, and buffers with a shape.
 
-use crate::{Context, DType, Element, Error, Result};
+use std::sync::Arc;
+
+use crate::{Context, DType, Element, Error, Result, home::Memory};
 
 /// Shape, strides and offset of a dense tensor, in elements.
 ///
@@ -170,7 +172,7 @@ impl<'a, const N: usize> TensorView<'a, N> {
 /// A clone shares the buffer.
 #[derive(Clone, Debug)]
 pub struct Tensor<const N: usize> {
-    buffer: wgpu::Buffer,
+    memory: Arc<Memory>,
     layout: Layout<N>,
     dtype: DType,
 }
@@ -185,7 +187,7 @@ impl<const N: usize> Tensor<N> {
         let layout = Layout::contiguous(shape);
         let bytes = Self::bytes(&layout, dtype)?;
         let buffer = ctx.create_buffer("tensor", bytes, Self::USAGE)?;
-        Ok(Self { buffer, layout, dtype })
+        Ok(Self { memory: Memory::new(buffer, Arc::clone(ctx.home())), layout, dtype })
     }
 
     /// Allocates a tensor and fills it with `data`, row-major.
@@ -201,8 +203,10 @@ impl<const N: usize> Tensor<N> {
     /// Replaces all elements by `data`, row-major. The copy is part of the queue's next submission.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `data` has another length, [`Error::DType`] if it has another type.
+    /// [`Error::Shape`] if `data` has another length, [`Error::DType`] if it has another type,
+    /// [`Error::OtherContext`] if the tensor was made on another device.
     pub fn write<T: Element>(&self, ctx: &Context, data: &[T]) -> Result<()> {
+        ctx.home().expect("tensor", "the tensor to write", Some(self.memory.home()))?;
         let elements = self.layout.elements().unwrap_or(u64::MAX);
         if T::DTYPE != self.dtype {
             return Err(Error::DType {
@@ -227,11 +231,11 @@ impl<const N: usize> Tensor<N> {
         ctx.guard("tensor", Some(bytes.len() as u64), || {
             // a copy moves whole words; an odd 16-bit tail is padded
             let whole = bytes.len() & !3;
-            ctx.queue.write_buffer(&self.buffer, 0, &bytes[..whole]);
+            ctx.queue.write_buffer(self.buffer(), 0, &bytes[..whole]);
             if whole < bytes.len() {
                 let mut word = [0u8; 4];
                 word[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-                ctx.queue.write_buffer(&self.buffer, whole as u64, &word);
+                ctx.queue.write_buffer(self.buffer(), whole as u64, &word);
             }
         })
     }
@@ -239,8 +243,8 @@ impl<const N: usize> Tensor<N> {
     /// Reads all elements back, row-major, as `T`, and blocks until they are here.
     ///
     /// # Errors
-    /// [`Error::DType`] if the tensor holds another type, [`Error::DeviceLost`],
-    /// [`Error::OutOfMemory`].
+    /// [`Error::DType`] if the tensor holds another type, [`Error::OtherContext`] if it was made on
+    /// another device, [`Error::DeviceLost`], [`Error::OutOfMemory`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn download<T: Element>(&self, ctx: &Context) -> Result<Vec<T>> {
         let pending = self.start_download::<T>(ctx)?;
@@ -259,7 +263,7 @@ impl<const N: usize> Tensor<N> {
 
     /// The whole tensor as a view.
     pub fn view(&self) -> TensorView<'_, N> {
-        TensorView { buffer: &self.buffer, layout: self.layout, dtype: self.dtype }
+        TensorView { buffer: self.buffer(), layout: self.layout, dtype: self.dtype }
     }
 
     /// The buffer seen through another layout, of any rank.
@@ -267,7 +271,7 @@ impl<const N: usize> Tensor<N> {
     /// # Errors
     /// As [`TensorView::new`].
     pub fn view_as<const M: usize>(&self, layout: Layout<M>) -> Result<TensorView<'_, M>> {
-        TensorView::new(&self.buffer, layout, self.dtype)
+        TensorView::new(self.buffer(), layout, self.dtype)
     }
 
     /// Number of elements along each axis.
@@ -281,8 +285,10 @@ impl<const N: usize> Tensor<N> {
     }
 
     /// The buffer. Usages: `STORAGE | COPY_SRC | COPY_DST`.
+    ///
+    /// Through this reference operators know the tensor's device; a clone of the buffer does not tell.
     pub fn buffer(&self) -> &wgpu::Buffer {
-        &self.buffer
+        self.memory.buffer()
     }
 
     const USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
@@ -310,8 +316,9 @@ impl<const N: usize> Tensor<N> {
                 got: T::DTYPE,
             });
         }
+        ctx.home().expect("download", "the tensor", Some(self.memory.home()))?;
         let bytes = Self::bytes(&self.layout, self.dtype)?;
-        let pending = ctx.start_read(&self.buffer, bytes)?;
+        let pending = ctx.start_read(self.buffer(), bytes)?;
         Ok(async move { Ok(bytemuck::pod_collect_to_vec(&pending.await?)) })
     }
 }

@@ -130,7 +130,7 @@ impl AttentionPlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
-        let (call, table) = self.check(args)?;
+        let (call, table) = self.check(ctx, args)?;
         let textures = match self.texels(ctx, args, &table)? {
             // the driver copies faster than a kernel
             Some([q, k, v]) if [&q, &k, &v].iter().all(|input| input.copyable()) => {
@@ -168,8 +168,8 @@ impl AttentionPlan {
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
-    /// [`Error::SharedBuffer`] for an output that shares a buffer, [`Error::Argument`] for an
-    /// optional argument that is missing or not planned for, [`Error::Value`] for lengths, bounds or
+    /// [`Error::SharedBuffer`] for an output that shares a buffer, [`Error::OtherContext`] for a
+    /// tensor, buffer or plan of another device, [`Error::Argument`] for an optional argument that is missing or not planned for, [`Error::Value`] for lengths, bounds or
     /// pages out of range, [`Error::Limit`] for a view that the device cannot bind, [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
     pub fn encode_pass(
@@ -178,7 +178,7 @@ impl AttentionPlan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
-        let (call, table) = self.check(args)?;
+        let (call, table) = self.check(ctx, args)?;
         self.record(ctx, pass, args, call, &table, None)
     }
 
@@ -238,7 +238,8 @@ impl AttentionPlan {
     }
 
     /// Checks the arguments; which kernels the call needs, and where its sequences lie.
-    fn check(&self, args: &AttentionArgs<'_>) -> Result<(Variant, Table)> {
+    fn check(&self, ctx: &Context, args: &AttentionArgs<'_>) -> Result<(Variant, Table)> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
         let (s, op) = (self.shape, &self.options);
         let kv_dtype = if op.quantized.is_some() { DType::I8 } else { op.dtype };
         args.q.expect(OP, "q", [s.batch, s.seq_q, s.heads, s.head_dim], op.dtype)?;
@@ -320,7 +321,7 @@ impl AttentionPlan {
         if let Some(scratch) = scratch {
             outputs.push(("scratch", scratch));
         }
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         let group = s.heads / s.heads_kv;
         let rows = self.rows();
         // also checks that none of a table's parts is given without being planned for

@@ -1,5 +1,7 @@
 //! Checks, choice of tiles, kernels.
 
+use std::sync::Arc;
+
 use super::{
     Algorithm, Attention, AttentionShape, CausalAlignment, MAX_HEAD_DIM, MAX_SEQ, Mask, OP,
     SPLIT_KEYS, Split, Tiles, merge,
@@ -8,6 +10,7 @@ use crate::{
     Caps, Context, DType, Error, Result, Tier,
     caps::UNROLLED,
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
     texels,
     tuning::{Tuned, plan_or, refuse},
@@ -47,6 +50,8 @@ pub struct AttentionPlan {
     pub(super) texels: bool,
     /// Keys of one part, where keys are shared out.
     pub(super) split: Option<u32>,
+    /// The device it was planned on, if any.
+    pub(super) home: Option<Arc<Home>>,
 }
 
 /// What of a call changes the kernels.
@@ -77,7 +82,8 @@ impl Attention {
     /// device or the integers are too small,
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
-        let plan = self.design_tuned(ctx, shape)?;
+        let mut plan = self.design_tuned(ctx, shape)?;
+        plan.home = Some(Arc::clone(ctx.home()));
         for key in plan.keys(plan.usual()) {
             ctx.kernel(key)?;
         }
@@ -232,6 +238,7 @@ impl Attention {
             lazy,
             texels: self.texels(caps, &shape),
             split,
+            home: None,
         };
         let [scores, _] = plan.scratch_parts();
         if scores > caps.binding_size || plan.scratch_bytes() > caps.buffer_size {

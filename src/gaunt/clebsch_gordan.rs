@@ -1,10 +1,10 @@
 //! The full tensor product: every path of Clebsch-Gordan coupling, each an output of its own.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use super::maps::{Bilinear, BilinearRows, Pair};
 use crate::{
-    Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs,
+    Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs, home::Home,
     reference::real_wigner_3j,
 };
 
@@ -121,6 +121,8 @@ pub struct ClebschGordanPlan {
     dtype: DType,
     paths: Vec<Path>,
     map: Bilinear,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 impl ClebschGordan {
@@ -224,7 +226,8 @@ impl ClebschGordan {
         }
         let map = Bilinear::new(ctx, OP, &outputs)?;
         ctx.kernel(Bilinear::key([self.dtype; 3], [false; 3], false))?;
-        Ok(ClebschGordanPlan { batch, dims, dtype: self.dtype, paths, map })
+        let home = Arc::clone(ctx.home());
+        Ok(ClebschGordanPlan { batch, dims, dtype: self.dtype, paths, map, home })
     }
 }
 
@@ -269,7 +272,8 @@ impl ClebschGordanPlan {
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
-    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
@@ -278,10 +282,11 @@ impl ClebschGordanPlan {
         y: TensorView<'_, 2>,
         z: TensorView<'_, 2>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         x.expect(OP, "x", [self.batch, self.dims[0]], self.dtype)?;
         y.expect(OP, "y", [self.batch, self.dims[1]], self.dtype)?;
         z.expect_output(OP, "z", [self.batch, self.dims[2]], self.dtype)?;
-        distinct_outputs(OP, &[("z", z.buffer)], &[("x", x.buffer), ("y", y.buffer)])?;
+        distinct_outputs(ctx, OP, &[("z", z.buffer)], &[("x", x.buffer), ("y", y.buffer)])?;
         self.map.encode_pass(
             ctx,
             pass,

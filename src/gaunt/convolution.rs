@@ -1,5 +1,7 @@
 //! Equivariant convolution over the edges of a graph.
 
+use std::sync::Arc;
+
 use super::{
     Algorithm, GauntNormalization, MAX_LMAX, MAX_SH_LMAX, ShNormalization, SphericalHarmonics,
     SphericalHarmonicsArgs, SphericalHarmonicsPlan, check_degree,
@@ -11,6 +13,7 @@ use crate::{
     Context, DType, Error, Layout, Result, TensorView,
     dispatch::{Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
 };
 
@@ -79,6 +82,8 @@ pub struct GauntConvolutionPlan {
     product: Product,
     /// Source of every edge, and the first edge of every node and one past the last.
     graph: Option<[wgpu::Buffer; 2]>,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 // Must match `Params` in shaders/gaunt/segment_sum.wgsl (tested).
@@ -192,6 +197,7 @@ impl GauntConvolution {
             harmonics: harmonics.plan(ctx, edges)?,
             product: Product::new(ctx, OP, program, self.dtype, rows)?,
             graph: None,
+            home: Arc::clone(ctx.home()),
         })
     }
 }
@@ -254,6 +260,7 @@ impl GauntConvolutionPlan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &GauntConvolutionArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let o = &self.options;
         let (edges, channels) = (self.edges, self.channels);
         let dim = |l: u32| (l + 1).pow(2);
@@ -285,7 +292,7 @@ impl GauntConvolutionPlan {
             outputs.push(("scratch", scratch));
         }
         let inputs = [("x", args.x.buffer), ("r", args.r.buffer), ("filter", args.filter.buffer)];
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
 
         self.harmonics.encode_pass(
             ctx,

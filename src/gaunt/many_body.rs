@@ -1,12 +1,16 @@
 //! Products of several functions, truncated only at the end.
 
+use std::sync::Arc;
+
 use super::{
     Algorithm, GauntNormalization, GauntShape, MAX_LMAX, check_degree,
     fused::{MAX_INPUTS, Operand},
     product::Product,
     program::{Combine, Program},
 };
-use crate::{Caps, Context, DType, Error, Result, TensorView, dispatch::distinct_outputs};
+use crate::{
+    Caps, Context, DType, Error, Result, TensorView, dispatch::distinct_outputs, home::Home,
+};
 
 const OP: &str = "gaunt_many_body";
 
@@ -49,6 +53,8 @@ pub struct GauntManyBodyPlan {
     options: GauntManyBody,
     shape: GauntShape,
     product: Product,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 /// Names of inputs in messages.
@@ -105,7 +111,12 @@ impl GauntManyBody {
         };
         let rows = u64::from(shape.batch) * u64::from(shape.channels);
         let product = Product::new(ctx, OP, program, self.dtype, rows)?;
-        Ok(GauntManyBodyPlan { options: self.clone(), shape, product })
+        Ok(GauntManyBodyPlan {
+            options: self.clone(),
+            shape,
+            product,
+            home: Arc::clone(ctx.home()),
+        })
     }
 }
 
@@ -158,6 +169,7 @@ impl GauntManyBodyPlan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &GauntManyBodyArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let (o, s) = (&self.options, self.shape);
         if args.inputs.len() != o.factors.len() {
             return Err(Error::shape(
@@ -179,7 +191,7 @@ impl GauntManyBodyPlan {
             outputs.extend(args.scratch.map(|s| ("scratch", s)));
         }
         let inputs: Vec<_> = operands.iter().map(|x| (x.name, x.view.buffer)).collect();
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         self.product.encode_pass(
             ctx,
             pass,

@@ -14,6 +14,8 @@
 //! of odd `l1 + l2 + l3`, and fixed weights between its paths. [`Coupling::Vector`] has the odd
 //! couplings, [`ClebschGordan`] every path apart.
 
+use std::sync::Arc;
+
 mod basis;
 mod clebsch_gordan;
 mod coefficients;
@@ -41,6 +43,7 @@ pub use transforms::*;
 use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView,
     dispatch::distinct_outputs,
+    home::Home,
     tuning::{Tuned, plan_or, refuse},
 };
 
@@ -178,6 +181,8 @@ pub struct GauntPlan {
     options: GauntTensorProduct,
     shape: GauntShape,
     product: Product,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 const OP: &str = "gaunt_tensor_product";
@@ -275,7 +280,7 @@ impl GauntTensorProduct {
         let rows = u64::from(shape.batch) * u64::from(shape.channels);
         let product = Product::new(ctx, OP, program, self.dtype, rows)?;
         let options = Self { algorithm: Some(algorithm), ..*self };
-        Ok(GauntPlan { options, shape, product })
+        Ok(GauntPlan { options, shape, product, home: Arc::clone(ctx.home()) })
     }
 }
 
@@ -342,13 +347,15 @@ impl GauntPlan {
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
     /// [`Error::SharedBuffer`], [`Error::Argument`] for missing scratch, [`Error::Limit`],
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass<'a>(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &GauntArgs<'a>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let (o, s) = (&self.options, self.shape);
         let rows = |l: u32| [s.batch, s.channels, (l + 1).pow(2)];
         args.x.expect(OP, "x", rows(o.lmax1), o.dtype)?;
@@ -371,7 +378,7 @@ impl GauntPlan {
         if self.scratch_bytes() > 0 {
             outputs.extend(args.scratch.map(|s| ("scratch", s)));
         }
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         let operands = [
             Operand { name: "x", view: args.x, weight: weights[0], gather: None },
             Operand { name: "y", view: args.y, weight: weights[1], gather: None },

@@ -1,6 +1,6 @@
 //! From options and sizes to dispatches.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use super::{
     Algorithm, Border, KernelCost, NeighborhoodAttention, NeighborhoodShape, NeighborhoodTiles, OP,
@@ -13,6 +13,7 @@ use crate::{
     caps::UNROLLED,
     dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
     tuning::{Tuned, plan_or, refuse},
 };
@@ -122,6 +123,8 @@ pub struct NeighborhoodPlan<const D: usize> {
     soft_exp2: bool,
     /// Plain attention, for a window as large as the map.
     full: Option<AttentionPlan>,
+    /// The device it was planned on, if any.
+    home: Option<Arc<Home>>,
 }
 
 // Must match `Params` in shaders/neighborhood/fused.wgsl and naive.wgsl (tested).
@@ -179,6 +182,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: NeighborhoodShape<D>) -> Result<NeighborhoodPlan<D>> {
         let mut plan = self.design_tuned(ctx, shape)?;
+        plan.home = Some(Arc::clone(ctx.home()));
         if self.algorithm == Algorithm::Fused
             && self.is_full(&shape)
             && self.bias == RelativeBias::None
@@ -343,6 +347,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 .map_or(1, |(min, _)| min.min(32)),
             soft_exp2: caps.cpu,
             full: None,
+            home: None,
         })
     }
 
@@ -571,13 +576,15 @@ impl<const D: usize> NeighborhoodPlan<D> {
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
     /// [`Error::SharedBuffer`] for an output that shares a buffer, [`Error::Argument`] for an
     /// optional tensor that is missing or not wanted, [`Error::Limit`] for a view that the device
-    /// cannot bind, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// cannot bind, [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &NeighborhoodArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
         let s = self.shape;
         let dtype = self.op.dtype;
         let map = |what, view: &MapView<'_>, tail: &[u32]| {
@@ -620,7 +627,7 @@ impl<const D: usize> NeighborhoodPlan<D> {
         }
         let scratch = self.check_scratch(args.scratch)?;
         outputs.extend(scratch.map(|buffer| ("scratch", buffer)));
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         if s.batch == 0 {
             return Ok(());
         }

@@ -1,0 +1,614 @@
+//! Tensors, buffers and plans of another device than the context's are refused by every operator,
+//! and by name: nothing is read, written or recorded.
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
+
+mod common;
+
+use std::{cell::Cell, collections::BTreeSet, path::Path};
+
+use tilewise::{
+    Context, DType, Error, Result, Tensor,
+    attention::{Algorithm as AttentionAlgorithm, *},
+    fft::*,
+    gaunt::*,
+    linear_attention::*,
+    neighborhood::*,
+    wgpu,
+};
+
+/// A noop device in an instance of its own: its buffers have the same numbers as those of the next.
+fn noop() -> Context {
+    pollster::block_on(Context::from_adapter(&common::noop::noop_adapter())).unwrap()
+}
+
+/// Two devices; one tensor, or the plan, is made on the other.
+struct Maker<'a> {
+    ctx: &'a Context,
+    other: &'a Context,
+    /// Which tensor, in the order they are made.
+    stranger: Option<usize>,
+    plan: &'a Context,
+    made: Cell<usize>,
+}
+
+impl Maker<'_> {
+    fn of<const N: usize>(&self, shape: [u32; N], dtype: DType) -> Tensor<N> {
+        let at = self.made.replace(self.made.get() + 1);
+        let ctx = if self.stranger == Some(at) { self.other } else { self.ctx };
+        Tensor::zeros(ctx, shape, dtype).unwrap()
+    }
+
+    fn f32<const N: usize>(&self, shape: [u32; N]) -> Tensor<N> {
+        self.of(shape, DType::F32)
+    }
+
+    /// A buffer of at least one element.
+    fn scratch(&self, bytes: u64) -> Tensor<1> {
+        self.f32([(bytes / 4).max(1) as u32])
+    }
+}
+
+/// The type whose plan is encoded, and one call with all tensors that it can take.
+type Call = fn(&Maker<'_>, &mut wgpu::CommandEncoder) -> Result<()>;
+
+const CALLS: &[(&str, Call)] = &[
+    ("AttentionPlan", biased),
+    ("AttentionPlan", masked),
+    ("AttentionPlan", quantized),
+    ("AttentionPlan", unfused),
+    ("MergePlan", merge),
+    ("KvAppendPlan", append),
+    ("TriplePlan", triple),
+    ("LinearAttentionPlan", linear),
+    ("LinearAttentionPlan", gated),
+    ("StatePlan", state),
+    ("ChannelAttentionPlan", channel),
+    ("RelativeAttentionPlan", relative),
+    ("NeighborhoodPlan", neighborhood),
+    ("FftPlan", fft),
+    ("GauntPlan", product),
+    ("GauntManyBodyPlan", many_body),
+    ("GauntConvolutionPlan", convolution),
+    ("SphericalHarmonicsPlan", harmonics),
+    ("ClebschGordanPlan", clebsch_gordan),
+    ("SphereGridPlan", to_grid),
+    ("SphereGridPlan", from_grid),
+    ("SphereFourierPlan", to_fourier),
+    ("SphereFourierPlan", from_fourier),
+];
+
+/// Without scratch.
+const WHOLE: Attention = Attention {
+    split: Split::Never,
+    mask: Mask::None,
+    window: Window { left: None, right: None },
+    scale: None,
+    softcap: None,
+    alibi: false,
+    bias: false,
+    visible: false,
+    sinks: false,
+    metric: false,
+    packed: false,
+    key_lengths: false,
+    page_size: None,
+    quantized: None,
+    dtype: DType::F32,
+    algorithm: AttentionAlgorithm::Flash,
+    tiles: None,
+};
+
+fn biased(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = AttentionShape::self_attention(1, 8, 2, 8);
+    let plan = Attention { alibi: true, bias: true, ..WHOLE }.plan(m.plan, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 8, 2, 8]));
+    let (lse, slopes, bias) = (m.f32([1, 2, 8]), m.f32([2]), m.f32([1, 2, 8, 8]));
+    let args = AttentionArgs {
+        lse: Some(lse.view()),
+        slopes: Some(slopes.view()),
+        bias: Some(bias.view()),
+        ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn masked(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = AttentionShape::self_attention(1, 8, 2, 8);
+    let options = Attention { visible: true, sinks: true, metric: true, ..WHOLE };
+    let plan = options.plan(m.plan, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 8, 2, 8]));
+    let (sinks, metric) = (m.f32([2]), m.f32([2, 8, 8]));
+    let visible = m.of([1, 2, 8, 8], DType::U8);
+    let args = AttentionArgs {
+        visible: Some(visible.view()),
+        sinks: Some(sinks.view()),
+        metric: Some(metric.view()),
+        ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn quantized(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = AttentionShape::self_attention(1, 16, 2, 8);
+    let plan = Attention { quantized: Some(16), ..WHOLE }.plan(m.plan, shape)?;
+    let [q, o] = [0; 2].map(|_| m.f32([1, 16, 2, 8]));
+    let [k, v] = [0; 2].map(|_| m.of([1, 16, 2, 8], DType::I8));
+    let [k_scale, v_scale] = [0; 2].map(|_| m.f32([1, 2, 1]));
+    let args = AttentionArgs {
+        k_scale: Some(k_scale.view()),
+        v_scale: Some(v_scale.view()),
+        ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn unfused(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = AttentionShape::self_attention(1, 8, 2, 8);
+    let options = Attention { algorithm: AttentionAlgorithm::Unfused, ..Default::default() };
+    let plan = options.plan(m.plan, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 8, 2, 8]));
+    let scratch = m.scratch(plan.scratch_bytes());
+    let args = AttentionArgs {
+        scratch: Some(scratch.buffer()),
+        ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn merge(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = MergeShape { parts: 2, batch: 1, seq: 3, heads: 2, head_dim_v: 8 };
+    let plan = Merge::default().plan(m.plan, shape)?;
+    let (o_parts, lse_parts) = (m.f32([2, 1, 3, 2, 8]), m.f32([2, 1, 2, 3]));
+    let (o, lse) = (m.f32([1, 3, 2, 8]), m.f32([1, 2, 3]));
+    let args = MergeArgs {
+        o_parts: o_parts.view(),
+        lse_parts: lse_parts.view(),
+        o: o.view(),
+        lse: Some(lse.view()),
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn append(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = KvAppendShape {
+        batch: 1,
+        seq: 2,
+        heads_kv: 2,
+        head_dim: 8,
+        head_dim_v: 8,
+        pages: 3,
+        page_size: 4,
+    };
+    let plan = KvAppend::default().plan(m.plan, shape)?;
+    let [k, v] = [0; 2].map(|_| m.f32([1, 2, 2, 8]));
+    let [k_pages, v_pages] = [0; 2].map(|_| m.f32([3, 4, 2, 8]));
+    let args = KvAppendArgs {
+        k: k.view(),
+        v: v.view(),
+        k_pages: k_pages.view(),
+        v_pages: v_pages.view(),
+        first: &[1],
+        page_table: &[0, 1, 2],
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn triple(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = TripleShape {
+        batch: 1,
+        seq_q: 3,
+        seq_1: 4,
+        seq_2: 4,
+        heads: 2,
+        heads_kv: 2,
+        head_dim: 8,
+        head_dim_v: 8,
+    };
+    let plan = TripleAttention::default().plan(m.plan, shape)?;
+    let [q, o] = [0; 2].map(|_| m.f32([1, 3, 2, 8]));
+    let [k1, k2, v1, v2] = [0; 4].map(|_| m.f32([1, 4, 2, 8]));
+    let lse = m.f32([1, 2, 3]);
+    let args = TripleArgs {
+        q: q.view(),
+        k1: k1.view(),
+        k2: k2.view(),
+        v1: v1.view(),
+        v2: v2.view(),
+        o: o.view(),
+        lse: Some(lse.view()),
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+/// The plan owns the decays.
+fn linear(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = LinearAttentionShape::new(1, 20, 2, 8, 8);
+    let options = LinearAttention {
+        decay: Decay::PerHead(vec![-0.1, -0.2]),
+        normalize: Normalize::Eps(1.0),
+        feature_map: FeatureMap::EluPlusOne,
+        form: Form::ChunkParallel,
+        ..Default::default()
+    };
+    let plan = options.plan(m.plan, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 20, 2, 8]));
+    let [first, last] = [0; 2].map(|_| m.f32([1, 2, 8, 8]));
+    let [first_sum, last_sum] = [0; 2].map(|_| m.f32([1, 2, 8]));
+    let scratch = m.scratch(plan.scratch_bytes());
+    let args = LinearAttentionArgs {
+        initial_state: Some(first.view()),
+        final_state: Some(last.view()),
+        initial_key_sum: Some(first_sum.view()),
+        final_key_sum: Some(last_sum.view()),
+        scratch: Some(scratch.buffer()),
+        ..LinearAttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn gated(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = LinearAttentionShape::new(1, 20, 2, 8, 8);
+    let options =
+        LinearAttention { decay: Decay::PerToken, update: Update::Delta, ..Default::default() };
+    let plan = options.plan(m.plan, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 20, 2, 8]));
+    let [gates, beta] = [0; 2].map(|_| m.f32([1, 20, 2, 1]));
+    let args = LinearAttentionArgs {
+        gates: Some(gates.view()),
+        beta: Some(beta.view()),
+        ..LinearAttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn state(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = LinearAttentionShape::new(1, 20, 2, 8, 8);
+    let plan = LinearAttention::default().plan_state(m.plan, shape)?;
+    let [k, v] = [0; 2].map(|_| m.f32([1, 20, 2, 8]));
+    let state = m.f32([1, 2, 8, 8]);
+    plan.encode(m.ctx, encoder, &StateArgs::new(k.view(), v.view(), state.view()))
+}
+
+fn channel(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = ChannelAttentionShape { batch: 1, tokens: 5, heads: 2, channels: 8 };
+    let plan = ChannelAttention::default().plan(m.plan, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 5, 2, 8]));
+    let scratch = m.scratch(plan.scratch_bytes());
+    let args = ChannelAttentionArgs {
+        q: q.view(),
+        k: k.view(),
+        v: v.view(),
+        o: o.view(),
+        scratch: Some(scratch.buffer()),
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn relative(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = RelativeAttentionShape { batch: 1, seq: 5, heads: 2, key_dim: 4, value_dim: 4 };
+    let options = RelativeAttention { features: RelativeFeatures::Random(4), ..Default::default() };
+    let plan = options.plan(m.plan, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 5, 2, 4]));
+    let (b, w) = (m.f32([2, 9]), m.f32([2, 4, 4]));
+    let scratch = plan.scratch_bytes().map(|bytes| m.scratch(bytes));
+    let args = RelativeAttentionArgs {
+        q: q.view(),
+        k: k.view(),
+        v: v.view(),
+        b: b.view(),
+        w: Some(w.view()),
+        o: o.view(),
+        scratch: scratch.each_ref().map(Tensor::buffer),
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn neighborhood(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let shape = NeighborhoodShape {
+        batch: 1,
+        spatial: [6, 6],
+        heads: 2,
+        heads_kv: 2,
+        head_dim: 8,
+        head_dim_v: 8,
+        extra_tokens: 3,
+    };
+    let options = NeighborhoodAttention {
+        bias: RelativeBias::Factorised { scaled: true },
+        ..NeighborhoodAttention::new([3, 3])
+    };
+    let plan = options.plan(m.plan, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 6, 6, 2, 8]));
+    let lse = m.f32([1, 6, 6, 2]);
+    let [extra_k, extra_v] = [0; 2].map(|_| m.f32([1, 3, 2, 8]));
+    let bias = m.f32(options.bias_shape(&shape).unwrap());
+    let scratch = m.scratch(plan.scratch_bytes());
+    let args = NeighborhoodArgs {
+        lse: Some(lse.view().into()),
+        extra_k: Some(extra_k.view()),
+        extra_v: Some(extra_v.view()),
+        bias: Some(bias.view()),
+        scratch: Some(scratch.buffer()),
+        ..NeighborhoodArgs::new(q.view(), k.view(), v.view(), o.view())
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn fft(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let plan = Fft { shape: [1, 1 << 14], ..Default::default() }.plan(m.plan, 1)?;
+    let [input, output] = [0; 2].map(|_| m.f32([1, 1, 1 << 14, 2]));
+    let scratch = m.scratch(plan.scratch_bytes());
+    let scratch = Some(scratch.buffer());
+    plan.encode(m.ctx, encoder, &FftArgs { input: input.view(), output: output.view(), scratch })
+}
+
+const FEW: GauntShape = GauntShape { batch: 2, channels: 3 };
+
+fn product(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let plan = GauntTensorProduct::new(1, 1).plan(m.plan, FEW)?;
+    let [x, y, z] = [0; 3].map(|_| m.f32([2, 3, 4]));
+    let [weight1, weight2, weight_out] = [0; 3].map(|_| m.f32([3, 2]));
+    let args = GauntArgs {
+        weight1: Some(weight1.view()),
+        weight2: Some(weight2.view()),
+        weight_out: Some(weight_out.view()),
+        ..GauntArgs::new(x.view(), y.view(), z.view())
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn many_body(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let options =
+        GauntManyBody { factors: vec![(1, 1), (1, 2)], lmax_out: 1, ..Default::default() };
+    let plan = options.plan(m.plan, FEW)?;
+    let inputs = [0; 2].map(|_| m.f32([2, 3, 4]));
+    let z = m.f32([2, 3, 4]);
+    let inputs = inputs.each_ref().map(Tensor::view);
+    let args = GauntManyBodyArgs { inputs: &inputs, z: z.view(), scratch: None };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn convolution(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let options = GauntConvolution { lmax1: 1, lmax2: 1, lmax_out: 1, ..Default::default() };
+    let graph = Graph { nodes: 2, edges: &[[1, 0], [0, 1]] };
+    let plan = options.plan(m.plan, graph, 3)?;
+    let (x, r, filter) = (m.f32([2, 3, 4]), m.f32([2, 3]), m.f32([2, 3, 2]));
+    let (y, messages, out) = (m.f32([2, 4]), m.f32([2, 3, 4]), m.f32([2, 3, 4]));
+    let args = GauntConvolutionArgs {
+        x: x.view(),
+        r: r.view(),
+        filter: filter.view(),
+        y: y.view(),
+        messages: messages.view(),
+        out: Some(out.view()),
+        scratch: None,
+    };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn harmonics(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let plan = SphericalHarmonics { lmax: 1, ..Default::default() }.plan(m.plan, 5)?;
+    let (r, y, weight) = (m.f32([5, 3]), m.f32([5, 4]), m.f32([5, 2]));
+    let args = SphericalHarmonicsArgs { r: r.view(), y: y.view(), weight: Some(weight.view()) };
+    plan.encode(m.ctx, encoder, &args)
+}
+
+fn clebsch_gordan(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let irreps = Irreps::spherical_harmonics(1);
+    let options = ClebschGordan { irreps1: irreps.clone(), irreps2: irreps, ..Default::default() };
+    let plan = options.plan(m.plan, 2)?;
+    let [x, y, z] = plan.dims().map(|n| m.f32([2, n]));
+    plan.encode(m.ctx, encoder, x.view(), y.view(), z.view())
+}
+
+fn grid(m: &Maker<'_>) -> Result<(SphereGridPlan, Tensor<3>, Tensor<4>, Tensor<1>)> {
+    let plan = SphereGrid { lmax: 1, n_beta: 3, n_alpha: 4, dtype: DType::F32 };
+    let plan = plan.plan(m.plan, FEW)?;
+    let scratch = m.scratch(plan.scratch_bytes());
+    Ok((plan, m.f32([2, 3, 4]), m.f32([2, 3, 3, 4]), scratch))
+}
+
+fn to_grid(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let (plan, x, f, scratch) = grid(m)?;
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    plan.sh_to_grid(m.ctx, &mut pass, x.view(), f.view(), scratch.buffer())
+}
+
+fn from_grid(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let (plan, x, f, scratch) = grid(m)?;
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    plan.grid_to_sh(m.ctx, &mut pass, f.view(), x.view(), scratch.buffer())
+}
+
+fn to_fourier(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let plan = SphereFourier { lmax: 1, band: 1, dtype: DType::F32 }.plan(m.plan, FEW)?;
+    let (x, c) = (m.f32([2, 3, 4]), m.f32([2, 3, 3, 3, 2]));
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    plan.sh_to_fourier(m.ctx, &mut pass, x.view(), c.view())
+}
+
+fn from_fourier(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let plan = SphereFourier { lmax: 1, band: 1, dtype: DType::F32 }.plan(m.plan, FEW)?;
+    let (x, c) = (m.f32([2, 3, 4]), m.f32([2, 3, 3, 3, 2]));
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    plan.fourier_to_sh(m.ctx, &mut pass, c.view(), x.view())
+}
+
+/// That `result` is the refusal, naming both devices.
+fn refused<T: std::fmt::Debug>(result: Result<T>, what: &str) -> (&'static str, &'static str) {
+    match result {
+        Err(Error::OtherContext { op, what: argument, owner, given }) => {
+            assert!(!op.is_empty() && !argument.is_empty(), "{what}");
+            assert_ne!(owner, given, "{what}");
+            assert!(given.starts_with("device "), "{what}: {given}");
+            (op, argument)
+        }
+        other => panic!("{what}: {other:?}"),
+    }
+}
+
+/// Every operator refuses each of its tensors, and its plan, of another device: here of another
+/// instance of wgpu, whose buffers have the same numbers.
+#[test]
+fn every_operator_refuses_what_is_not_its_contexts() {
+    let (a, b) = (noop(), noop());
+    assert!(!a.same_device(&b) && a.same_device(&a.clone()));
+    for (name, call) in CALLS {
+        let run = |stranger, plan: &Context| {
+            let made = Cell::new(0);
+            let maker = Maker { ctx: &a, other: &b, stranger, plan, made };
+            let mut encoder = a.device.create_command_encoder(&Default::default());
+            let result = call(&maker, &mut encoder);
+            let scope = a.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            a.queue.submit([encoder.finish()]);
+            let complaint = pollster::block_on(scope.pop());
+            assert!(complaint.is_none(), "{name}: {complaint:?}");
+            (result, maker.made.get())
+        };
+        let (result, tensors) = run(None, &a);
+        result.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut seen = BTreeSet::new();
+        for stranger in 0..tensors {
+            let what = format!("{name}, tensor {stranger} of {tensors}");
+            seen.insert(refused(run(Some(stranger), &a).0, &what).1);
+        }
+        // each by its own name
+        assert_eq!(seen.len(), tensors, "{name}: {seen:?}");
+        let (_, what) = refused(run(None, &b).0, &format!("{name}, its plan"));
+        assert_eq!(what, "the plan", "{name}");
+    }
+}
+
+/// No type that is encoded is missing above.
+#[test]
+fn every_plan_of_the_crate_is_among_them() {
+    fn plans(folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                plans(&path, found);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            for line in text.lines() {
+                let Some(rest) = line.strip_prefix("pub struct ") else { continue };
+                let name = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap();
+                if name.ends_with("Plan") {
+                    found.insert(name.to_owned());
+                }
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    plans(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    let called: BTreeSet<String> = CALLS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(called, found);
+}
+
+/// A plan that was made without a device, and clones and other views of a context, go with all.
+#[test]
+fn contexts_of_one_device_belong_together() {
+    let a = noop();
+    let adopted = [0; 2].map(|_| Context::from_wgpu(a.device.clone(), a.queue.clone()));
+    let others = [
+        a.clone(),
+        a.with_caps(tilewise::Caps::minimum()),
+        a.with_tier(tilewise::Tier::Portable).unwrap(),
+        a.with_tuning(tilewise::Tuning::default()),
+    ];
+    for other in adopted.iter().chain(&others) {
+        assert!(a.same_device(other) && other.same_device(&adopted[0]));
+        for (name, call) in &CALLS[..6] {
+            for stranger in [None, Some(0), Some(2)] {
+                let made = Cell::new(0);
+                let maker = Maker { ctx: &a, other, stranger, plan: other, made };
+                let mut encoder = a.device.create_command_encoder(&Default::default());
+                call(&maker, &mut encoder).unwrap_or_else(|error| panic!("{name}: {error}"));
+            }
+        }
+    }
+    // two devices that wgpu calls equal
+    let b = noop();
+    assert_eq!(a.device, b.device);
+    let foreign = Context::from_wgpu(b.device.clone(), b.queue.clone());
+    assert!(foreign.same_device(&b) && !foreign.same_device(&a));
+    let of_b = Tensor::<1>::zeros(&b, [4], DType::F32).unwrap();
+    of_b.write(&foreign, &[1.0f32; 4]).unwrap();
+    refused(of_b.write(&a, &[1.0f32; 4]), "write");
+
+    let designed = Merge::default()
+        .design(
+            &tilewise::Caps::minimum(),
+            MergeShape { parts: 1, batch: 1, seq: 1, heads: 1, head_dim_v: 4 },
+        )
+        .unwrap();
+    for ctx in [&a, &b] {
+        let zeros = |n| Tensor::<5>::zeros(ctx, [1, 1, 1, 1, n], DType::F32).unwrap();
+        let (parts, lse) = (zeros(4), Tensor::zeros(ctx, [1; 4], DType::F32).unwrap());
+        let o = Tensor::zeros(ctx, [1, 1, 1, 4], DType::F32).unwrap();
+        let args =
+            MergeArgs { o_parts: parts.view(), lse_parts: lse.view(), o: o.view(), lse: None };
+        let mut encoder = ctx.device.create_command_encoder(&Default::default());
+        designed.encode(ctx, &mut encoder, &args).unwrap();
+    }
+}
+
+/// On every adapter, with data: nothing of the one device is read or written through the other.
+#[test]
+fn data_stays_with_its_device() {
+    let open = || pollster::block_on(Context::adapters());
+    for (first, second) in open().iter().zip(open()) {
+        let name = first.get_info().name;
+        let a = pollster::block_on(Context::from_adapter(first)).unwrap();
+        let b = pollster::block_on(Context::from_adapter(&second)).unwrap();
+        let shape = [1, 4, 1, 4];
+        let on = |ctx: &Context, x: f32| Tensor::upload(ctx, shape, &[x; 16]).unwrap();
+        let (ones, twos) = (on(&a, 1.0), on(&b, 2.0));
+        assert_eq!(refused(twos.download::<f32>(&a), &name), ("download", "the tensor"));
+        assert_eq!(
+            refused(pollster::block_on(twos.download_async::<f32>(&a)), &name),
+            ("download", "the tensor")
+        );
+        assert_eq!(
+            refused(ones.write(&b, &[3.0f32; 16]), &name),
+            ("tensor", "the tensor to write")
+        );
+        let attention = AttentionShape::self_attention(1, 4, 1, 4);
+        let plan = WHOLE.plan(&a, attention).unwrap();
+        let o = on(&a, 5.0);
+        let encode = |plan: &AttentionPlan, args: &AttentionArgs<'_>| {
+            common::run(&a, |encoder| plan.encode(&a, encoder, args))
+        };
+        let good = AttentionArgs::new(ones.view(), ones.view(), ones.view(), o.view());
+        let bad = AttentionArgs { k: twos.view(), ..good };
+        assert_eq!(refused(encode(&plan, &bad), &name), ("attention", "k"));
+        assert_eq!(o.download::<f32>(&a).unwrap(), [5.0; 16], "{name}");
+
+        // wgpu knows the devices of its buffers within one instance, which is all but OpenGL's
+        let unfused = Attention { algorithm: AttentionAlgorithm::Unfused, ..Default::default() };
+        let unfused = unfused.plan(&a, attention).unwrap();
+        let raw = |ctx: &Context| {
+            ctx.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("raw"),
+                size: unfused.scratch_bytes().max(16),
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        };
+        if first.get_info().backend != wgpu::Backend::Gl {
+            let foreign = raw(&b);
+            let bad = AttentionArgs { scratch: Some(&foreign), ..good };
+            let mut encoder = a.device.create_command_encoder(&Default::default());
+            let result = unfused.encode(&a, &mut encoder, &bad);
+            assert_eq!(refused(result, &name), ("attention", "a buffer"));
+            assert_eq!(o.download::<f32>(&a).unwrap(), [5.0; 16], "{name}");
+        }
+        let own = raw(&a);
+        encode(&unfused, &AttentionArgs { scratch: Some(&own), ..good }).unwrap();
+        assert_eq!(o.download::<f32>(&a).unwrap(), [1.0; 16], "{name}");
+        encode(&plan, &good).unwrap();
+        assert_eq!(o.download::<f32>(&a).unwrap(), [1.0; 16], "{name}");
+        assert_eq!(ones.download::<f32>(&a).unwrap(), [1.0; 16], "{name}");
+        assert_eq!(twos.download::<f32>(&b).unwrap(), [2.0; 16], "{name}");
+    }
+}
