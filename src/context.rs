@@ -1,7 +1,7 @@
 //! A device, its queue, and the kernels compiled on it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
@@ -46,7 +46,7 @@ pub struct Context {
 #[derive(Debug)]
 struct Shared {
     home: Arc<Home>,
-    kernels: Mutex<HashMap<Key, Arc<Kernel>>>,
+    kernels: Mutex<Kernels>,
     /// Opened by this crate, which may poll it and has installed its handlers.
     owned: bool,
     /// Set by the device-lost callback of owned devices.
@@ -54,6 +54,46 @@ struct Shared {
     /// Every dispatch so far.
     #[cfg(test)]
     dispatched: Mutex<Vec<Dispatched>>,
+}
+
+/// The compiled kernels.
+#[derive(Debug, Default)]
+struct Kernels {
+    /// With the time of their last use.
+    held: HashMap<Key, (Arc<Kernel>, u64)>,
+    /// Uses so far.
+    uses: u64,
+    /// Most that are held.
+    limit: Option<usize>,
+    /// Times that one was compiled.
+    compilations: usize,
+    /// Keys of all that were ever compiled, for their texts: small.
+    compiled: HashSet<Key>,
+}
+
+impl Kernels {
+    fn get(&mut self, key: &Key) -> Option<Arc<Kernel>> {
+        let (kernel, last) = self.held.get_mut(key)?;
+        self.uses += 1;
+        *last = self.uses;
+        Some(Arc::clone(kernel))
+    }
+
+    fn insert(&mut self, key: Key, kernel: Arc<Kernel>) {
+        self.uses += 1;
+        self.compilations += 1;
+        self.compiled.insert(key.clone());
+        self.held.insert(key, (kernel, self.uses));
+        self.drop_oldest();
+    }
+
+    fn drop_oldest(&mut self) {
+        while self.limit.is_some_and(|limit| self.held.len() > limit) {
+            let oldest = self.held.iter().min_by_key(|(_, (_, last))| *last);
+            let Some(key) = oldest.map(|(key, _)| key.clone()) else { return };
+            self.held.remove(&key);
+        }
+    }
 }
 
 /// A dispatch that was encoded.
@@ -247,16 +287,16 @@ impl Context {
         lock(&self.shared.lost).clone()
     }
 
-    /// Number of kernels compiled so far.
+    /// Number of kernels held: compiled so far and not forgotten.
     pub fn compiled_kernels(&self) -> usize {
-        lock(&self.shared.kernels).len()
+        lock(&self.shared.kernels).held.len()
     }
 
     /// The WGSL text of every kernel compiled so far as a browser is given it, each once, sorted: to
-    /// look at, or to try on another compiler. Without those that read 64-bit words, which WGSL does
-    /// not know and no browser is given ([`Caps::wide_loads`]).
+    /// look at, or to try on another compiler; also of those that were forgotten. Without those that
+    /// read 64-bit words, which WGSL does not know and no browser is given ([`Caps::wide_loads`]).
     pub fn compiled_wgsl(&self) -> Vec<String> {
-        let mut keys: Vec<Key> = lock(&self.shared.kernels).keys().cloned().collect();
+        let mut keys: Vec<Key> = lock(&self.shared.kernels).compiled.iter().cloned().collect();
         keys.retain(Key::is_portable);
         let mut texts: Vec<String> = keys.iter().map(Key::browser_wgsl).collect();
         texts.sort_unstable();
@@ -264,9 +304,52 @@ impl Context {
         texts
     }
 
-    /// Drops the compiled kernels; plans stay valid and compile them again when next encoded. Software drivers hold tens of megabytes for each.
+    /// Drops the compiled kernels; plans stay valid and compile them again when next encoded. Software
+    /// drivers hold tens of megabytes for each.
     pub fn forget_kernels(&self) {
-        lock(&self.shared.kernels).clear();
+        lock(&self.shared.kernels).held.clear();
+    }
+
+    /// The same device, on which at most `limit` kernels are held from now on: beyond, the one whose
+    /// last use is longest ago is forgotten, as by [`Context::forget_kernels`]. Clones share their
+    /// kernels and with them the limit, those made before too. At first there is none.
+    ///
+    /// For programs that plan many problems, one after the other. With fewer than a plan encodes
+    /// (one to some ten), each call compiles again. Plans of Gaunt products keep the kernels that they
+    /// have used as long as they live.
+    #[must_use]
+    pub fn with_kernel_limit(&self, limit: usize) -> Self {
+        let mut kernels = lock(&self.shared.kernels);
+        kernels.limit = Some(limit);
+        kernels.drop_oldest();
+        drop(kernels);
+        self.clone()
+    }
+
+    /// Compiles the kernels that `encode` needs and that are not held, and returns how many: it records
+    /// into an encoder that is thrown away, and nothing runs.
+    ///
+    /// Planning compiles the kernels for usual views. Others, of views whose rows do not start at
+    /// multiples of four elements, or with other optional tensors, the first call compiles, which takes
+    /// from milliseconds to a second each; here they can be had before it matters.
+    ///
+    /// ```no_run
+    /// # use tilewise::{Context, attention::{AttentionArgs, AttentionPlan}};
+    /// # fn f(ctx: &Context, plan: &AttentionPlan, args: AttentionArgs<'_>) -> tilewise::Result<()> {
+    /// let compiled = ctx.compile_ahead(|encoder| plan.encode(ctx, encoder, &args))?;
+    /// # let _ = compiled; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `encode`.
+    pub fn compile_ahead(
+        &self,
+        encode: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
+    ) -> Result<usize> {
+        let count = || lock(&self.shared.kernels).compilations;
+        let before = count();
+        encode(&mut self.device.create_command_encoder(&Default::default()))?;
+        Ok(count() - before)
     }
 
     /// A buffer of at least `bytes` bytes (rounded up to 16, never empty), zeroed.
@@ -289,6 +372,12 @@ impl Context {
                 mapped_at_creation: false,
             })
         })
+    }
+
+    /// A buffer for a plan's scratch; `None` if it needs none.
+    pub(crate) fn scratch(&self, op: &'static str, bytes: u64) -> Result<Option<wgpu::Buffer>> {
+        let usage = wgpu::BufferUsages::STORAGE;
+        (bytes > 0).then(|| self.create_buffer(op, bytes, usage)).transpose()
     }
 
     /// A uniform buffer holding `params`: one for each encode, so that several encodes can share
@@ -368,7 +457,7 @@ impl Context {
                     self.lost().or_else(|| message.contains("is lost").then(|| message.clone()));
                 Err(match reason {
                     Some(reason) => Error::DeviceLost { op, reason },
-                    None => Error::Device { op, message },
+                    None => Error::Device { op, message: causes(&error) },
                 })
             }
         }
@@ -383,14 +472,20 @@ impl Context {
         Some(Error::OtherContext { op, what: "a buffer", owner, given: self.home().to_string() })
     }
 
-    /// The kernel for `key`, compiled at most once per context and its clones.
+    /// The kernel for `key`, compiled at most once per context and its clones, unless it was forgotten.
     pub(crate) fn kernel(&self, key: Key) -> Result<Arc<Kernel>> {
         if let Some(kernel) = lock(&self.shared.kernels).get(&key) {
-            return Ok(Arc::clone(kernel));
+            return Ok(kernel);
         }
         // compiled outside the lock: a slow driver must not hold up the other threads
-        let kernel = Arc::new(Kernel::compile(self, &key)?);
-        Ok(Arc::clone(lock(&self.shared.kernels).entry(key).or_insert(kernel)))
+        let compiled = Arc::new(Kernel::compile(self, &key)?);
+        let mut kernels = lock(&self.shared.kernels);
+        // another thread may have been faster
+        if let Some(kernel) = kernels.get(&key) {
+            return Ok(kernel);
+        }
+        kernels.insert(key, Arc::clone(&compiled));
+        Ok(compiled)
     }
 
     /// Notes a dispatch.
@@ -448,6 +543,21 @@ impl Context {
             Ok(data)
         })
     }
+}
+
+/// wgpu's complaint, the cause first: what was called, and with which label, comes last.
+fn causes(error: &wgpu::Error) -> String {
+    let first = std::error::Error::source(error);
+    let mut causes: Vec<String> = std::iter::successors(first, |e| e.source())
+        .map(|e| e.to_string().trim().to_owned())
+        .collect();
+    if causes.is_empty() {
+        return error.to_string();
+    }
+    causes.reverse();
+    // errors that say no more than their source
+    causes.dedup();
+    causes.join("; ")
 }
 
 /// The answer of a `map_async`, awaited.

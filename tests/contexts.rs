@@ -1,13 +1,14 @@
-//! Tensors, buffers and plans of another device than the context's are refused by every operator,
-//! and by name: nothing is read, written or recorded.
+//! Contexts, tensors and plans together. Tensors, buffers and plans of another device than the
+//! context's are refused by every operator, and by name: nothing is read, written or recorded.
 #![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 mod common;
 
 use std::{cell::Cell, collections::BTreeSet, path::Path};
 
+use half::{bf16, f16};
 use tilewise::{
-    Context, DType, Error, Result, Tensor,
+    Context, DType, Error, Layout, Result, Tensor,
     attention::{Algorithm as AttentionAlgorithm, *},
     fft::*,
     gaunt::*,
@@ -611,4 +612,251 @@ fn data_stays_with_its_device() {
         assert_eq!(ones.download::<f32>(&a).unwrap(), [1.0; 16], "{name}");
         assert_eq!(twos.download::<f32>(&b).unwrap(), [2.0; 16], "{name}");
     }
+}
+
+/// As many bytes as are asked for, or none; and none for another device's plan.
+#[test]
+fn plans_make_their_scratch() {
+    let (a, b) = (noop(), noop());
+    let check = |what: &str, need: u64, of: &dyn Fn(&Context) -> Result<Option<wgpu::Buffer>>| {
+        let buffer = of(&a).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(buffer.is_some(), need > 0, "{what}: {need} bytes");
+        if let Some(buffer) = buffer {
+            assert!(buffer.size() >= need && buffer.size() < need + 16, "{what}");
+            assert!(buffer.usage().contains(wgpu::BufferUsages::STORAGE), "{what}");
+        }
+        refused(of(&b), what);
+    };
+    let shape = AttentionShape::self_attention(1, 8, 2, 8);
+    let plan = WHOLE.plan(&a, shape).unwrap();
+    check("attention", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    assert_eq!(plan.scratch_bytes(), 0);
+    for options in [
+        Attention { algorithm: AttentionAlgorithm::Unfused, ..WHOLE },
+        Attention { split: Split::Keys(64), ..WHOLE },
+    ] {
+        let plan = options.plan(&a, AttentionShape { seq_k: 200, ..shape }).unwrap();
+        assert!(plan.scratch_bytes() > 0);
+        check("attention with scratch", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    }
+    for form in [Form::Recurrent, Form::ChunkParallel] {
+        let shape = LinearAttentionShape::new(1, 200, 2, 8, 8);
+        let options = LinearAttention { form, ..Default::default() };
+        let plan = options.plan(&a, shape).unwrap();
+        check("linear_attention", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+        let plan = options.plan_state(&a, shape).unwrap();
+        check("state", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    }
+    let shape = ChannelAttentionShape { batch: 1, tokens: 5, heads: 2, channels: 8 };
+    let plan = ChannelAttention::default().plan(&a, shape).unwrap();
+    check("channel_attention", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    for bias in [RelativeBias::None, RelativeBias::Factorised { scaled: true }] {
+        let shape = NeighborhoodShape {
+            batch: 1,
+            spatial: [6, 6],
+            heads: 2,
+            heads_kv: 2,
+            head_dim: 8,
+            head_dim_v: 8,
+            extra_tokens: 0,
+        };
+        let options = NeighborhoodAttention { bias, ..NeighborhoodAttention::new([3, 3]) };
+        let plan = options.plan(&a, shape).unwrap();
+        check("neighborhood", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    }
+    for n in [16, 1 << 14] {
+        let plan = Fft { shape: [1, n], ..Default::default() }.plan(&a, 1).unwrap();
+        check("fft", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+        check("fft in place", plan.scratch_bytes_in_place(), &|ctx| plan.scratch_in_place(ctx));
+    }
+    let plan = GauntTensorProduct::new(2, 2).plan(&a, FEW).unwrap();
+    check("gaunt", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    let plan = GauntManyBody::power(1, 2, 1).plan(&a, FEW).unwrap();
+    check("many", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    let options = GauntConvolution { lmax1: 1, lmax2: 1, lmax_out: 1, ..Default::default() };
+    let plan = options.plan_messages(&a, 2, 3).unwrap();
+    check("convolution", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    let plan = SphereGrid { lmax: 1, n_beta: 3, n_alpha: 4, dtype: DType::F32 };
+    let plan = plan.plan(&a, FEW).unwrap();
+    check("grid", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+}
+
+/// Parts of layouts, by the places of their elements; mistakes are refused by name.
+#[test]
+fn layouts_are_cut() {
+    let whole = Layout { offset: 7, ..Layout::contiguous([2, 5, 3, 4]) };
+    let all = common::indices(&whole);
+    let at = |i: [usize; 4]| all[((i[0] * 5 + i[1]) * 3 + i[2]) * 4 + i[3]];
+    for index in 0..3 {
+        let one: Layout<3> = whole.select(2, index).unwrap();
+        assert_eq!(one.shape, [2, 5, 4]);
+        let places = common::indices(&one);
+        for (flat, place) in places.iter().enumerate() {
+            assert_eq!(*place, at([flat / 20, flat / 4 % 5, index as usize, flat % 4]));
+        }
+    }
+    let some = whole.narrow(1, 2, 3).unwrap();
+    assert_eq!(some.shape, [2, 3, 3, 4]);
+    let places = common::indices(&some);
+    for (flat, place) in places.iter().enumerate() {
+        assert_eq!(*place, at([flat / 36, 2 + flat / 12 % 3, flat / 4 % 3, flat % 4]));
+    }
+    let apart: Layout<5> = whole.split(3, 2).unwrap();
+    assert_eq!((apart.shape, apart.strides), ([2, 5, 3, 2, 2], [60, 12, 4, 2, 1]));
+    assert_eq!(common::indices(&apart), all);
+    assert_eq!(whole.with_strides([1, 2, 3, 4]).strides, [1, 2, 3, 4]);
+    assert_eq!(whole.narrow(1, 5, 0).unwrap().end(), Some(0));
+
+    let named = |result: Result<()>, want: &str| {
+        assert_eq!(result.unwrap_err().to_string(), format!("layout: {want}"));
+    };
+    let none = |result: Result<Layout<4>>| result.map(drop);
+    named(none(whole.narrow(4, 0, 1)), "axis: expected below 4, got 4");
+    named(none(whole.narrow(1, 3, 3)), "range: expected within 0..5, got 3..6");
+    named(
+        none(whole.narrow(1, u32::MAX, 2)),
+        "range: expected within 0..5, got 4294967295..4294967297",
+    );
+    named(whole.select::<3>(2, 3).map(drop), "index: expected below 3, got 3");
+    named(whole.select::<2>(2, 0).map(drop), "axes of the result: expected 3, got 2");
+    named(whole.select::<3>(9, 0).map(drop), "axis: expected below 4, got 9");
+    named(whole.split::<5>(3, 3).map(drop), "parts: expected a divisor of 4, got 3");
+    named(whole.split::<5>(3, 0).map(drop), "parts: expected a divisor of 4, got 0");
+    named(whole.split::<4>(3, 2).map(drop), "axes of the result: expected 5, got 4");
+    // a product that does not fit is refused where a view is made
+    let ctx = noop();
+    let tensor = Tensor::<1>::zeros(&ctx, [200], DType::F32).unwrap();
+    let far = whole.with_strides([u64::MAX, 4, 4, 1]).narrow(0, 1, 1).unwrap();
+    assert!(matches!(tensor.view_as(far), Err(Error::OutOfRange { .. })));
+    for axes in [[0, 0, 1, 2], [0, 1, 2, 4], [usize::MAX, 1, 2, 3]] {
+        let wrong = whole.permuted(axes).with_offset(0);
+        assert!(matches!(tensor.view_as(wrong), Err(Error::OutOfRange { .. })), "{axes:?}");
+    }
+    tensor.view_as(whole.permuted([0, 2, 1, 3])).unwrap();
+}
+
+/// 16-bit tensors from and to f32: to the nearest, ties to even.
+#[test]
+fn values_are_rounded_to_nearest_even() {
+    for device in common::devices() {
+        let ctx = &device.ctx;
+        let there = |dtype, x: &[f32]| {
+            let n = [x.len() as u32];
+            let tensor = Tensor::<1>::upload_f32(ctx, n, dtype, x).unwrap();
+            assert_eq!(tensor.dtype(), dtype);
+            tensor.download_f32(ctx).unwrap()
+        };
+        let ulp = |bits: i32| 2f32.powi(-bits);
+        let ties = |bits: i32| {
+            let u = ulp(bits);
+            (
+                vec![1.0 + 0.5 * u, 1.0 + 1.5 * u, -1.0 - 0.5 * u, 1.0 + 0.5625 * u, 0.25],
+                vec![1.0, 1.0 + 2.0 * u, -1.0, 1.0 + u, 0.25],
+            )
+        };
+        for (dtype, bits) in [(DType::F16, 10), (DType::BF16, 7)] {
+            let (given, want) = ties(bits);
+            assert_eq!(there(dtype, &given), want, "{} {dtype}", device.name);
+        }
+        assert_eq!(there(DType::F32, &[0.1, -0.0, 1e-40]), [0.1, -0.0, 1e-40]);
+        assert_eq!(there(DType::I8, &[-1.25, 300.0, 2.75]), [-1.0, 127.0, 3.0]);
+        assert_eq!(there(DType::U8, &[-1.25, 300.0, 2.75]), [0.0, 255.0, 3.0]);
+        let halves = Tensor::upload(ctx, [3], &[f16::MAX, f16::ONE, f16::MIN]).unwrap();
+        assert_eq!(halves.download_f32(ctx).unwrap(), [65504.0, 1.0, -65504.0]);
+        let brains = Tensor::upload(ctx, [1], &[bf16::from_f32(3.0)]).unwrap();
+        assert_eq!(
+            pollster::block_on(async {
+                let pending = brains.download_f32_async(ctx);
+                let mut pending = std::pin::pin!(pending);
+                loop {
+                    let waker = std::task::Waker::noop();
+                    let mut cx = std::task::Context::from_waker(waker);
+                    match pending.as_mut().poll(&mut cx) {
+                        std::task::Poll::Ready(values) => break values.unwrap(),
+                        std::task::Poll::Pending => ctx.wait("test").unwrap(),
+                    }
+                }
+            }),
+            [3.0]
+        );
+        let short = Tensor::<1>::upload_f32(ctx, [3], DType::F16, &[1.0; 2]);
+        assert!(matches!(short, Err(Error::Shape { .. })));
+    }
+}
+
+/// One kernel more than are held: the oldest goes, and is compiled again when it is needed.
+#[test]
+fn kernels_beyond_the_limit_are_forgotten() {
+    let ctx = Context::new_blocking().unwrap();
+    let ctx = Context::from_wgpu(ctx.device.clone(), ctx.queue.clone());
+    let clone = ctx.clone();
+    let merge = |dim: u32| {
+        let shape = MergeShape { parts: 2, batch: 1, seq: 1, heads: 1, head_dim_v: dim };
+        Merge::default().plan(&ctx, shape).unwrap()
+    };
+    let result = |plan: &MergePlan, dim: u32| {
+        let parts = Tensor::upload_f32(
+            &ctx,
+            [2, 1, 1, 1, dim],
+            DType::F32,
+            &(0..2 * dim).map(|i| if i < dim { 1.0 } else { 3.0 }).collect::<Vec<_>>(),
+        );
+        let (parts, o) = (parts.unwrap(), Tensor::zeros(&ctx, [1, 1, 1, dim], DType::F32).unwrap());
+        let lse_parts = Tensor::zeros(&ctx, [2, 1, 1, 1], DType::F32).unwrap();
+        let lse = Tensor::zeros(&ctx, [1, 1, 1], DType::F32).unwrap();
+        let args = MergeArgs {
+            o_parts: parts.view(),
+            lse_parts: lse_parts.view(),
+            o: o.view(),
+            lse: Some(lse.view()),
+        };
+        let compiled = ctx.compile_ahead(|encoder| plan.encode(&ctx, encoder, &args)).unwrap();
+        common::run(&ctx, |encoder| plan.encode(&ctx, encoder, &args)).unwrap();
+        let (got, want) = (o.download_f32(&ctx).unwrap(), 2.0);
+        assert!(got.iter().all(|x| (x - want).abs() < 1e-6), "{got:?}");
+        compiled
+    };
+    let plans = [4, 8, 12].map(merge);
+    assert_eq!(ctx.compiled_kernels(), 3);
+    assert_eq!(result(&plans[2], 12), 0);
+    let limited = ctx.with_kernel_limit(2);
+    for held in [&ctx, &limited, &clone] {
+        assert_eq!(held.compiled_kernels(), 2);
+    }
+    for _ in 0..2 {
+        for (plan, dim) in plans.iter().zip([4, 8, 12]) {
+            // in turn, each is the oldest when it is needed again
+            assert_eq!(result(plan, dim), 1, "{dim}");
+            assert_eq!(ctx.compiled_kernels(), 2);
+        }
+    }
+    // texts stay
+    assert_eq!(ctx.compiled_wgsl().len(), 3);
+    ctx.forget_kernels();
+    assert_eq!((ctx.compiled_kernels(), ctx.compiled_wgsl().len()), (0, 3));
+    assert_eq!((result(&plans[0], 4), result(&plans[0], 4)), (1, 0));
+    assert_eq!(ctx.compiled_kernels(), 1);
+}
+
+/// What wgpu refuses is told with the cause first and the kernel's label last.
+#[test]
+fn a_refusal_begins_with_its_cause() {
+    let ctx = noop();
+    let shape = MergeShape { parts: 1, batch: 1, seq: 1, heads: 1, head_dim_v: 4 };
+    let plan = Merge::default().plan(&ctx, shape).unwrap();
+    let parts = Tensor::zeros(&ctx, [1; 5].map(|n| n), DType::F32).unwrap();
+    let parts = parts.view_as(Layout { shape: [1, 1, 1, 1, 4], ..Layout::contiguous([1; 5]) });
+    // the buffer has room for four
+    let parts = parts.unwrap();
+    let lse = Tensor::zeros(&ctx, [1; 4], DType::F32).unwrap();
+    let o = Tensor::zeros(&ctx, [1, 1, 1, 4], DType::F32).unwrap();
+    o.buffer().destroy();
+    let args = MergeArgs { o_parts: parts, lse_parts: lse.view(), o: o.view(), lse: None };
+    let mut encoder = ctx.device.create_command_encoder(&Default::default());
+    let error = plan.encode(&ctx, &mut encoder, &args).unwrap_err();
+    let Error::Device { message, .. } = &error else { panic!("{error:?}") };
+    assert!(message.starts_with("Buffer with 'tensor' label has been destroyed"), "{message}");
+    assert!(message.contains("attention/merge:merge") && !message.contains('\n'), "{message}");
+    let (cause, label) = (message.find("destroyed"), message.find("attention/merge:merge"));
+    assert!(cause < label, "{message}");
 }

@@ -648,6 +648,19 @@ impl AttentionPlan {
         self.scratch_parts().iter().fold(0, |sum: u64, &part| sum.saturating_add(part))
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if none is needed.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
+        // which binds its scores even if there are none
+        let least = if self.options.algorithm == Algorithm::Unfused { 4 } else { 0 };
+        ctx.scratch(OP, self.scratch_bytes().max(least))
+    }
+
     /// Bytes of scores or partial outputs, and of the partial outputs' references and sums. Each a
     /// multiple of 256, the largest alignment of a binding.
     pub(super) fn scratch_parts(&self) -> [u64; 2] {

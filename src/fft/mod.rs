@@ -573,9 +573,29 @@ impl FftPlan {
         self.design.apart.bytes()
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
+    }
+
     /// [`scratch_bytes`](Self::scratch_bytes) when the output is the input; 0 for one pass.
     pub fn scratch_bytes_in_place(&self) -> u64 {
         self.design.in_place.bytes()
+    }
+
+    /// [`scratch`](Self::scratch) of [`scratch_bytes_in_place`](Self::scratch_bytes_in_place).
+    ///
+    /// # Errors
+    /// As [`scratch`](Self::scratch).
+    pub fn scratch_in_place(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes_in_place())
     }
 
     /// Number of dispatches.

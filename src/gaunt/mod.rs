@@ -311,6 +311,17 @@ impl GauntPlan {
         self.product.scratch_bytes()
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
+    }
+
     /// The text of each kernel, for contiguous views without weights.
     pub fn wgsl(&self) -> Vec<String> {
         self.product.wgsl()

@@ -214,6 +214,17 @@ impl SphereGridPlan {
             .max(4)
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0. Here it never is.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(GRID, Some(&self.home))?;
+        ctx.scratch(GRID, self.scratch_bytes())
+    }
+
     /// Records the values `f: [batch, channels, n_beta, n_alpha]` of the functions with
     /// coefficients `x: [batch, channels, (lmax + 1)^2]`.
     ///

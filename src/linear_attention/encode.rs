@@ -143,7 +143,7 @@ pub(super) struct Inner {
     /// Factors of per-head decays, on the device.
     slopes: Option<wgpu::Buffer>,
     /// The device it was planned on.
-    home: Arc<Home>,
+    pub(super) home: Arc<Home>,
 }
 
 impl LinearAttention {
@@ -251,6 +251,17 @@ impl LinearAttentionPlan {
         self.0.scratch(true).total
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.0.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
+    }
+
     /// The text of each kernel, for aligned views.
     pub fn wgsl(&self) -> Vec<String> {
         self.0.keys().iter().map(Key::wgsl).collect()
@@ -318,6 +329,17 @@ impl StatePlan {
     /// Bytes of scratch that any call of this plan needs at most.
     pub fn scratch_bytes(&self) -> u64 {
         self.0.scratch(false).total
+    }
+
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.0.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
     }
 
     /// The text of each kernel, for aligned views.

@@ -441,6 +441,17 @@ impl<const D: usize> NeighborhoodPlan<D> {
         4 * self.op.relative_rows() * s.tokens() * u64::from(s.batch) * u64::from(s.heads)
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
+        ctx.scratch(OP, self.scratch_bytes())
+    }
+
     /// The text of each kernel, for aligned views and without LSE.
     pub fn wgsl(&self) -> Vec<String> {
         match &self.full {
