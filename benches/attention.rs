@@ -17,7 +17,7 @@ use tilewise::{
         Window, quantize,
     },
     measure::{copy_rate, median, multiply_add_peak, time_encoder, values},
-    reference, wgpu,
+    reference,
 };
 
 const CAUSAL: Mask = Mask::Causal(CausalAlignment::BottomRight);
@@ -372,9 +372,9 @@ fn decode(ctx: &Context, quick: bool) -> Result<()> {
     let (k8, v8) = (Tensor::upload(ctx, dims, &k8)?, Tensor::upload(ctx, dims, &v8)?);
     let (ks, vs) = (Tensor::upload(ctx, scale_shape, &ks)?, Tensor::upload(ctx, scale_shape, &vs)?);
     let plan = base.plan(ctx, shape)?;
-    let scratch = Tensor::<1>::zeros(ctx, [(plan.scratch_bytes() / 4) as u32], DType::F32)?;
+    let scratch = plan.scratch(ctx)?;
     let all = AttentionArgs {
-        scratch: Some(scratch.buffer()),
+        scratch: scratch.as_ref(),
         ..AttentionArgs::new(p.q.view(), p.k.view(), p.v.view(), p.o.view())
     };
     let in_pages = AttentionArgs {
@@ -469,14 +469,9 @@ fn bench(
 ) -> Result<Option<Row>> {
     let started = std::time::Instant::now();
     let plan = Attention { mask, algorithm, ..Default::default() }.plan(ctx, problem.shape)?;
-    let scratch = ctx.device.create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: plan.scratch_bytes().max(16),
-        usage: wgpu::BufferUsages::STORAGE,
-        mapped_at_creation: false,
-    });
+    let scratch = plan.scratch(ctx)?;
     let args = AttentionArgs {
-        scratch: Some(&scratch),
+        scratch: scratch.as_ref(),
         ..AttentionArgs::new(problem.q.view(), problem.k.view(), problem.v.view(), problem.o.view())
     };
     time_encoder(ctx, 1, |encoder| plan.encode(ctx, encoder, &args))?;

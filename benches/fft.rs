@@ -83,12 +83,9 @@ fn main() -> tilewise::Result<()> {
             (Tensor::upload(&ctx, dims, &x)?, Tensor::zeros(&ctx, dims, DType::F32)?);
         let plan =
             Fft { shape, direction: Direction::Forward, ..Default::default() }.plan(&ctx, batch)?;
-        let scratch = Tensor::<1>::zeros(&ctx, [(plan.scratch_bytes() / 4) as u32], DType::F32)?;
-        let args = FftArgs {
-            input: input.view(),
-            output: output.view(),
-            scratch: (plan.scratch_bytes() > 0).then_some(scratch.buffer()),
-        };
+        let scratch = plan.scratch(&ctx)?;
+        let args =
+            FftArgs { input: input.view(), output: output.view(), scratch: scratch.as_ref() };
         let source: Vec<Complex<f32>> = x.chunks(2).map(|p| Complex::new(p[0], p[1])).collect();
         let mut data = vec![Complex::default(); source.len()];
         let (mut ours, mut theirs, mut clock) = (Vec::new(), Vec::new(), None);

@@ -4,7 +4,7 @@
 
 use half::f16;
 use tilewise::{
-    Context, DType, Layout, Tensor,
+    Context, DType, Tensor,
     attention::{Attention, AttentionArgs, AttentionShape, CausalAlignment, Mask},
     reference,
 };
@@ -36,18 +36,17 @@ fn main() -> tilewise::Result<()> {
             .collect()
     };
     let (q, k, v) = (embed(4, 3), embed(2, 3), embed(2, 5));
-    let heads_first = |heads| Layout::contiguous([1, heads, 512, 32]).permuted([0, 2, 1, 3]);
-    let tq = Tensor::upload(&ctx, [1, 4, 512, 32], &q)?;
-    let tk = Tensor::upload(&ctx, [1, 2, 512, 32], &k)?;
-    let tv = Tensor::upload(&ctx, [1, 2, 512, 32], &v)?;
+    // as one projection gives them: queries, keys and values in one buffer, after one another
+    let qkv = Tensor::upload(&ctx, [1, 8, 512, 32], &[&q[..], &k, &v].concat())?;
+    let rows = qkv.view().layout.permuted([0, 2, 1, 3]);
     let o = Tensor::zeros(&ctx, [1, 512, 4, 32], DType::F16)?;
     let lse = Tensor::zeros(&ctx, [1, 4, 512], DType::F32)?;
     let args = AttentionArgs {
         lse: Some(lse.view()),
         ..AttentionArgs::new(
-            tq.view_as(heads_first(4))?,
-            tk.view_as(heads_first(2))?,
-            tv.view_as(heads_first(2))?,
+            qkv.view_as(rows.narrow(2, 0, 4)?)?,
+            qkv.view_as(rows.narrow(2, 4, 2)?)?,
+            qkv.view_as(rows.narrow(2, 6, 2)?)?,
             o.view(),
         )
     };

@@ -30,13 +30,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let half = columns / 2 + 1;
     let input = Tensor::upload(&ctx, [2, rows, columns, 1], &[pixels.clone(), blur].concat())?;
     let spectra = Tensor::zeros(&ctx, [2, rows, half, 2], DType::F32)?;
-    let scratch = Tensor::<1>::zeros(&ctx, [(forward.scratch_bytes() / 4) as u32], DType::F32)?;
+    let scratch = forward.scratch(&ctx)?;
     let mut encoder = ctx.device.create_command_encoder(&Default::default());
-    let args = FftArgs {
-        input: input.view(),
-        output: spectra.view(),
-        scratch: (forward.scratch_bytes() > 0).then_some(scratch.buffer()),
-    };
+    let args = FftArgs { input: input.view(), output: spectra.view(), scratch: scratch.as_ref() };
     forward.encode(&ctx, &mut encoder, &args)?;
     ctx.queue.submit([encoder.finish()]);
 
@@ -57,13 +53,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     .plan(&ctx, 1)?;
     let input = Tensor::upload(&ctx, [1, rows, half, 2], &product)?;
     let output = Tensor::zeros(&ctx, [1, rows, columns, 1], DType::F32)?;
-    let scratch = Tensor::<1>::zeros(&ctx, [(inverse.scratch_bytes() / 4) as u32], DType::F32)?;
+    let scratch = inverse.scratch(&ctx)?;
     let mut encoder = ctx.device.create_command_encoder(&Default::default());
-    let args = FftArgs {
-        input: input.view(),
-        output: output.view(),
-        scratch: (inverse.scratch_bytes() > 0).then_some(scratch.buffer()),
-    };
+    let args = FftArgs { input: input.view(), output: output.view(), scratch: scratch.as_ref() };
     inverse.encode(&ctx, &mut encoder, &args)?;
     ctx.queue.submit([encoder.finish()]);
     let blurred: Vec<f32> = output.download(&ctx)?;

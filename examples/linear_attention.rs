@@ -58,16 +58,13 @@ fn main() -> tilewise::Result<()> {
     let tg = Tensor::upload(&ctx, [1, TOKENS, HEADS, K], &gates)?;
     let o = Tensor::zeros(&ctx, [1, TOKENS, HEADS, V], DType::F16)?;
     let state = Tensor::zeros(&ctx, [1, HEADS, K, V], DType::F32)?;
-    let scratch = Tensor::<1>::zeros(
-        &ctx,
-        [prefill.scratch_bytes().max(step.scratch_bytes()) as u32 / 4],
-        DType::F32,
-    )?;
+    let (of_prefill, of_step) = (prefill.scratch(&ctx)?, step.scratch(&ctx)?);
 
     let mut encoder = ctx.device.create_command_encoder(&Default::default());
     let mut at = 0;
     while at < TOKENS {
-        let (plan, n) = if at == 0 { (&prefill, PREFILL) } else { (&step, 1) };
+        let (plan, scratch, n) =
+            if at == 0 { (&prefill, &of_prefill, PREFILL) } else { (&step, &of_step, 1) };
         // a window on tokens at..at + n, no copy
         let rows = |width: u32| {
             Layout::contiguous([1, n, HEADS, width]).with_offset(u64::from(at * HEADS * width))
@@ -77,7 +74,7 @@ fn main() -> tilewise::Result<()> {
             // the same view: updated in place
             initial_state: Some(state.view()),
             final_state: Some(state.view()),
-            scratch: Some(scratch.buffer()),
+            scratch: scratch.as_ref(),
             ..LinearAttentionArgs::new(
                 tq.view_as(rows(K))?,
                 tk.view_as(rows(K))?,

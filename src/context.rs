@@ -1,7 +1,7 @@
 //! A device, its queue, and the kernels compiled on it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
@@ -10,12 +10,20 @@ use std::{
 
 use crate::{
     Caps, Error, Result, Tuning,
+    home::{Home, instances},
     shader::{Kernel, Key},
 };
 
 /// A device, its queue, what it can do, and the kernels compiled on it so far.
 ///
 /// Cheap to clone; clones share the kernels. `Send + Sync`.
+///
+/// Tensors and plans belong to the device of the context that they were made with, and only contexts
+/// of that device take them ([`Context::same_device`]): others answer [`Error::OtherContext`]. Of a
+/// `wgpu::Buffer` that this crate did not make, wgpu itself knows the device, and refuses it as well,
+/// if both devices are of one instance of wgpu, as all are that this crate opens, but for those of
+/// OpenGL. Buffers of another instance, or of an OpenGL device opened apart, cannot be told
+/// from the context's own, nor can encoders be: there the caller must see to it.
 ///
 /// ```no_run
 /// # fn main() -> tilewise::Result<()> {
@@ -37,7 +45,8 @@ pub struct Context {
 
 #[derive(Debug)]
 struct Shared {
-    kernels: Mutex<HashMap<Key, Arc<Kernel>>>,
+    home: Arc<Home>,
+    kernels: Mutex<Kernels>,
     /// Opened by this crate, which may poll it and has installed its handlers.
     owned: bool,
     /// Set by the device-lost callback of owned devices.
@@ -45,6 +54,46 @@ struct Shared {
     /// Every dispatch so far.
     #[cfg(test)]
     dispatched: Mutex<Vec<Dispatched>>,
+}
+
+/// The compiled kernels.
+#[derive(Debug, Default)]
+struct Kernels {
+    /// With the time of their last use.
+    held: HashMap<Key, (Arc<Kernel>, u64)>,
+    /// Uses so far.
+    uses: u64,
+    /// Most that are held.
+    limit: Option<usize>,
+    /// Times that one was compiled.
+    compilations: usize,
+    /// Keys of all that were ever compiled, for their texts: small.
+    compiled: HashSet<Key>,
+}
+
+impl Kernels {
+    fn get(&mut self, key: &Key) -> Option<Arc<Kernel>> {
+        let (kernel, last) = self.held.get_mut(key)?;
+        self.uses += 1;
+        *last = self.uses;
+        Some(Arc::clone(kernel))
+    }
+
+    fn insert(&mut self, key: Key, kernel: Arc<Kernel>) {
+        self.uses += 1;
+        self.compilations += 1;
+        self.compiled.insert(key.clone());
+        self.held.insert(key, (kernel, self.uses));
+        self.drop_oldest();
+    }
+
+    fn drop_oldest(&mut self) {
+        while self.limit.is_some_and(|limit| self.held.len() > limit) {
+            let oldest = self.held.iter().min_by_key(|(_, (_, last))| *last);
+            let Some(key) = oldest.map(|(key, _)| key.clone()) else { return };
+            self.held.remove(&key);
+        }
+    }
 }
 
 /// A dispatch that was encoded.
@@ -66,11 +115,10 @@ impl Context {
     /// # Errors
     /// [`Error::NoAdapter`] listing what there is, [`Error::NoDevice`].
     pub async fn new() -> Result<Self> {
-        let instance = instance();
         let wanted = std::env::var("WGPU_ADAPTER_NAME").ok().filter(|n| !n.is_empty());
         let adapter = match wanted {
             Some(name) => {
-                let all = enumerate(&instance).await;
+                let all = Self::adapters().await;
                 let lower = name.to_lowercase();
                 let names: Vec<String> = all.iter().map(|a| a.get_info().name).collect();
                 all.into_iter()
@@ -81,14 +129,7 @@ impl Context {
                         ))
                     })?
             }
-            None => instance
-                .request_adapter(&wgpu::RequestAdapterOptions {
-                    power_preference: wgpu::PowerPreference::from_env()
-                        .unwrap_or(wgpu::PowerPreference::HighPerformance),
-                    ..Default::default()
-                })
-                .await
-                .map_err(|e| Error::NoAdapter(e.to_string()))?,
+            None => preferred().await?,
         };
         Self::from_adapter(&adapter).await
     }
@@ -103,8 +144,19 @@ impl Context {
     }
 
     /// Every adapter that can run compute shaders, on the backends that `WGPU_BACKEND` allows.
+    ///
+    /// All calls look into one instance of wgpu, made by the first, but for adapters of OpenGL, of
+    /// which each call has an instance of its own (its devices may work in one thread at a time).
     pub async fn adapters() -> Vec<wgpu::Adapter> {
-        enumerate(&instance()).await
+        let mut all = Vec::new();
+        for (backends, instance) in instances(allowed()) {
+            all.extend(instance.enumerate_adapters(backends).await);
+        }
+        all.retain(|a| {
+            a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+                && a.limits().max_storage_buffers_per_shader_stage > 0
+        });
+        all
     }
 
     /// Opens `adapter` with all the limits it has and the features that kernels here use.
@@ -150,6 +202,7 @@ impl Context {
     fn with_owner(device: wgpu::Device, queue: wgpu::Queue, owned: bool) -> Self {
         let caps = Caps::of(&device);
         let shared = Shared {
+            home: Home::of(&device),
             kernels: Mutex::default(),
             owned,
             lost: Arc::default(),
@@ -210,21 +263,40 @@ impl Context {
         }
     }
 
+    /// Whether both are contexts of one device: their tensors and plans may be used with either.
+    ///
+    /// So it is with clones, with what `with_caps`, `with_tier` and `with_tuning` return, and with
+    /// contexts that adopted the same device. (`wgpu::Device`'s own `==` does not tell devices of
+    /// different instances apart.)
+    pub fn same_device(&self, other: &Self) -> bool {
+        self.home().is(other.home())
+    }
+
+    pub(crate) fn home(&self) -> &Arc<Home> {
+        &self.shared.home
+    }
+
+    /// Refuses a plan that was made on another device. One that was designed without a device may be
+    /// used on any.
+    pub(crate) fn expect_plan(&self, op: &'static str, home: Option<&Arc<Home>>) -> Result<()> {
+        self.home().expect(op, "the plan", home.map(AsRef::as_ref))
+    }
+
     /// Why the device was lost, if this crate opened it and it was.
     pub fn lost(&self) -> Option<String> {
         lock(&self.shared.lost).clone()
     }
 
-    /// Number of kernels compiled so far.
+    /// Number of kernels held: compiled so far and not forgotten.
     pub fn compiled_kernels(&self) -> usize {
-        lock(&self.shared.kernels).len()
+        lock(&self.shared.kernels).held.len()
     }
 
     /// The WGSL text of every kernel compiled so far as a browser is given it, each once, sorted: to
-    /// look at, or to try on another compiler. Without those that read 64-bit words, which WGSL does
-    /// not know and no browser is given ([`Caps::wide_loads`]).
+    /// look at, or to try on another compiler; also of those that were forgotten. Without those that
+    /// read 64-bit words, which WGSL does not know and no browser is given ([`Caps::wide_loads`]).
     pub fn compiled_wgsl(&self) -> Vec<String> {
-        let mut keys: Vec<Key> = lock(&self.shared.kernels).keys().cloned().collect();
+        let mut keys: Vec<Key> = lock(&self.shared.kernels).compiled.iter().cloned().collect();
         keys.retain(Key::is_portable);
         let mut texts: Vec<String> = keys.iter().map(Key::browser_wgsl).collect();
         texts.sort_unstable();
@@ -232,9 +304,52 @@ impl Context {
         texts
     }
 
-    /// Drops the compiled kernels; plans stay valid and compile them again when next encoded. Software drivers hold tens of megabytes for each.
+    /// Drops the compiled kernels; plans stay valid and compile them again when next encoded. Software
+    /// drivers hold tens of megabytes for each.
     pub fn forget_kernels(&self) {
-        lock(&self.shared.kernels).clear();
+        lock(&self.shared.kernels).held.clear();
+    }
+
+    /// The same device, on which at most `limit` kernels are held from now on: beyond, the one whose
+    /// last use is longest ago is forgotten, as by [`Context::forget_kernels`]. Clones share their
+    /// kernels and with them the limit, those made before too. At first there is none.
+    ///
+    /// For programs that plan many problems, one after the other. With fewer than a plan encodes
+    /// (one to some ten), each call compiles again. Plans of Gaunt products keep the kernels that they
+    /// have used as long as they live.
+    #[must_use]
+    pub fn with_kernel_limit(&self, limit: usize) -> Self {
+        let mut kernels = lock(&self.shared.kernels);
+        kernels.limit = Some(limit);
+        kernels.drop_oldest();
+        drop(kernels);
+        self.clone()
+    }
+
+    /// Compiles the kernels that `encode` needs and that are not held, and returns how many: it records
+    /// into an encoder that is thrown away, and nothing runs.
+    ///
+    /// Planning compiles the kernels for usual views. Others, of views whose rows do not start at
+    /// multiples of four elements, or with other optional tensors, the first call compiles, which takes
+    /// from milliseconds to a second each; here they can be had before it matters.
+    ///
+    /// ```no_run
+    /// # use tilewise::{Context, attention::{AttentionArgs, AttentionPlan}};
+    /// # fn f(ctx: &Context, plan: &AttentionPlan, args: AttentionArgs<'_>) -> tilewise::Result<()> {
+    /// let compiled = ctx.compile_ahead(|encoder| plan.encode(ctx, encoder, &args))?;
+    /// # let _ = compiled; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `encode`.
+    pub fn compile_ahead(
+        &self,
+        encode: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
+    ) -> Result<usize> {
+        let count = || lock(&self.shared.kernels).compilations;
+        let before = count();
+        encode(&mut self.device.create_command_encoder(&Default::default()))?;
+        Ok(count() - before)
     }
 
     /// A buffer of at least `bytes` bytes (rounded up to 16, never empty), zeroed.
@@ -257,6 +372,12 @@ impl Context {
                 mapped_at_creation: false,
             })
         })
+    }
+
+    /// A buffer for a plan's scratch; `None` if it needs none.
+    pub(crate) fn scratch(&self, op: &'static str, bytes: u64) -> Result<Option<wgpu::Buffer>> {
+        let usage = wgpu::BufferUsages::STORAGE;
+        (bytes > 0).then(|| self.create_buffer(op, bytes, usage)).transpose()
     }
 
     /// A uniform buffer holding `params`: one for each encode, so that several encodes can share
@@ -329,24 +450,42 @@ impl Context {
             Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { op, bytes }),
             Some(error) => {
                 let message = error.to_string();
+                if let Some(stranger) = self.stranger(op, &message) {
+                    return Err(stranger);
+                }
                 let reason =
                     self.lost().or_else(|| message.contains("is lost").then(|| message.clone()));
                 Err(match reason {
                     Some(reason) => Error::DeviceLost { op, reason },
-                    None => Error::Device { op, message },
+                    None => Error::Device { op, message: causes(&error) },
                 })
             }
         }
     }
 
-    /// The kernel for `key`, compiled at most once per context and its clones.
+    /// wgpu's complaint of a resource of another device of the same instance.
+    fn stranger(&self, op: &'static str, message: &str) -> Option<Error> {
+        let line = message.lines().find(|line| line.contains(" doesn't match Device"))?;
+        let (owner, _) = line.split_once(" doesn't match ")?;
+        let (device, resource) = owner.split_once(" of ")?;
+        let owner = format!("another ({}: {resource})", device.trim());
+        Some(Error::OtherContext { op, what: "a buffer", owner, given: self.home().to_string() })
+    }
+
+    /// The kernel for `key`, compiled at most once per context and its clones, unless it was forgotten.
     pub(crate) fn kernel(&self, key: Key) -> Result<Arc<Kernel>> {
         if let Some(kernel) = lock(&self.shared.kernels).get(&key) {
-            return Ok(Arc::clone(kernel));
+            return Ok(kernel);
         }
         // compiled outside the lock: a slow driver must not hold up the other threads
-        let kernel = Arc::new(Kernel::compile(self, &key)?);
-        Ok(Arc::clone(lock(&self.shared.kernels).entry(key).or_insert(kernel)))
+        let compiled = Arc::new(Kernel::compile(self, &key)?);
+        let mut kernels = lock(&self.shared.kernels);
+        // another thread may have been faster
+        if let Some(kernel) = kernels.get(&key) {
+            return Ok(kernel);
+        }
+        kernels.insert(key, Arc::clone(&compiled));
+        Ok(compiled)
     }
 
     /// Notes a dispatch.
@@ -406,6 +545,21 @@ impl Context {
     }
 }
 
+/// wgpu's complaint, the cause first: what was called, and with which label, comes last.
+fn causes(error: &wgpu::Error) -> String {
+    let first = std::error::Error::source(error);
+    let mut causes: Vec<String> = std::iter::successors(first, |e| e.source())
+        .map(|e| e.to_string().trim().to_owned())
+        .collect();
+    if causes.is_empty() {
+        return error.to_string();
+    }
+    causes.reverse();
+    // errors that say no more than their source
+    causes.dedup();
+    causes.join("; ")
+}
+
 /// The answer of a `map_async`, awaited.
 #[derive(Default)]
 struct Answer(Mutex<AnswerState>);
@@ -441,12 +595,12 @@ impl Answer {
 }
 
 /// A lock that outlives a panic elsewhere: what it guards is never left half-written.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The result of a future that is ready at once, as error scopes are on native targets.
-fn poll_once<F: Future>(future: F) -> Option<F::Output> {
+pub(crate) fn poll_once<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     match future.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
@@ -454,17 +608,33 @@ fn poll_once<F: Future>(future: F) -> Option<F::Output> {
     }
 }
 
-fn instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+/// The backends that `WGPU_BACKEND` allows.
+fn allowed() -> wgpu::Backends {
+    wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all())
 }
 
-async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
-    let all = instance.enumerate_adapters(backends).await;
-    all.into_iter()
-        .filter(|a| {
-            a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
-                && a.limits().max_storage_buffers_per_shader_stage > 0
-        })
-        .collect()
+/// The adapter that wgpu prefers, of those of all instances.
+async fn preferred() -> Result<wgpu::Adapter> {
+    let power_preference =
+        wgpu::PowerPreference::from_env().unwrap_or(wgpu::PowerPreference::HighPerformance);
+    let options = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
+    // wgpu's own order
+    let place = |adapter: &wgpu::Adapter| match (adapter.get_info().device_type, power_preference) {
+        (_, wgpu::PowerPreference::None) => 0,
+        (wgpu::DeviceType::IntegratedGpu, wgpu::PowerPreference::LowPower) => 0,
+        (wgpu::DeviceType::DiscreteGpu, _) => 1,
+        (wgpu::DeviceType::IntegratedGpu, _) => 2,
+        (wgpu::DeviceType::Other, _) => 3,
+        (wgpu::DeviceType::VirtualGpu, _) => 4,
+        (wgpu::DeviceType::Cpu, _) => 5,
+    };
+    let (mut found, mut reasons) = (Vec::new(), Vec::new());
+    for (_, instance) in instances(allowed()) {
+        match instance.request_adapter(&options).await {
+            Ok(adapter) => found.push(adapter),
+            Err(reason) => reasons.push(reason.to_string()),
+        }
+    }
+    // of equals the first
+    found.into_iter().min_by_key(place).ok_or_else(|| Error::NoAdapter(reasons.join("; ")))
 }

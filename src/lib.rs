@@ -42,6 +42,7 @@ mod element;
 mod error;
 pub mod fft;
 pub mod gaunt;
+mod home;
 pub mod linear_attention;
 pub mod measure;
 pub mod neighborhood;

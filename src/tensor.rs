@@ -1,6 +1,10 @@
 //! Strided views of buffers, and buffers with a shape.
 
-use crate::{Context, DType, Element, Error, Result};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::{Context, DType, Element, Error, Result, home::Memory};
 
 /// Shape, strides and offset of a dense tensor, in elements.
 ///
@@ -26,6 +30,8 @@ pub struct Layout<const N: usize> {
     pub offset: u64,
 }
 
+const LAYOUT: &str = "layout";
+
 impl<const N: usize> Layout<N> {
     /// Row-major, without gaps, from the start of the buffer.
     ///
@@ -41,20 +47,118 @@ impl<const N: usize> Layout<N> {
 
     /// The same data with its axes in another order: axis `i` of the result is `axes[i]` of this.
     ///
-    /// # Panics
-    /// If `axes` is not a permutation of `0..N`.
+    /// If `axes` is not a permutation of `0..N`, the result has strides past any buffer; such a layout
+    /// is refused when a view is made of it.
     #[must_use]
     pub fn permuted(self, axes: [usize; N]) -> Self {
-        let mut seen = [false; N];
-        for &axis in &axes {
-            assert!(axis < N && !seen[axis], "{axes:?} is not a permutation of 0..{N}");
-            seen[axis] = true;
+        let mut sorted = axes;
+        sorted.sort_unstable();
+        if sorted != std::array::from_fn(|axis| axis) {
+            return Self { strides: [u64::MAX; N], ..self };
         }
         Self {
             shape: axes.map(|a| self.shape[a]),
             strides: axes.map(|a| self.strides[a]),
             offset: self.offset,
         }
+    }
+
+    /// The same shape from the same first element with other distances between neighbours.
+    #[must_use]
+    pub fn with_strides(self, strides: [u64; N]) -> Self {
+        Self { strides, ..self }
+    }
+
+    /// Indices `start..start + len` of axis `axis`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an axis that is not there, or a range past its end.
+    pub fn narrow(self, axis: usize, start: u32, len: u32) -> Result<Self> {
+        let n = self.axis(axis)?;
+        if u64::from(start) + u64::from(len) > u64::from(n) {
+            let got = format!("{start}..{}", u64::from(start) + u64::from(len));
+            return Err(Error::shape(LAYOUT, "range", format!("within 0..{n}"), got));
+        }
+        let mut narrow = self;
+        narrow.shape[axis] = len;
+        // past an empty axis nothing lies
+        if len > 0 {
+            let skipped = u64::from(start).saturating_mul(self.strides[axis]);
+            narrow.offset = self.offset.saturating_add(skipped);
+        }
+        Ok(narrow)
+    }
+
+    /// Index `index` of axis `axis`, which is left out: `M` is `N - 1`.
+    ///
+    /// ```
+    /// # use tilewise::Layout;
+    /// # fn main() -> tilewise::Result<()> {
+    /// // queries, keys and values of one projection, [batch, seq, 3, heads, head_dim]
+    /// let [b, n, h, d] = [2, 100, 8, 64];
+    /// let qkv = Layout::contiguous([b, n, 3, h, d]);
+    /// let [q, k, v] = [qkv.select(2, 0)?, qkv.select(2, 1)?, qkv.select(2, 2)?];
+    /// assert_eq!((v.shape, v.offset), ([b, n, h, d], 2 * 8 * 64));
+    /// # let _ = (q, k); Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an axis or an index that is not there, or another `M`.
+    pub fn select<const M: usize>(self, axis: usize, index: u32) -> Result<Layout<M>> {
+        if M + 1 != N {
+            return Err(Error::shape(LAYOUT, "axes of the result", N.saturating_sub(1), M));
+        }
+        let n = self.axis(axis)?;
+        if index >= n {
+            return Err(Error::shape(LAYOUT, "index", format!("below {n}"), index));
+        }
+        let kept = |i: usize| if i < axis { i } else { i + 1 };
+        Ok(Layout {
+            shape: std::array::from_fn(|i| self.shape[kept(i)]),
+            strides: std::array::from_fn(|i| self.strides[kept(i)]),
+            offset: self.offset.saturating_add(u64::from(index).saturating_mul(self.strides[axis])),
+        })
+    }
+
+    /// Axis `axis` as two, `parts` of equal length one after the other: `M` is `N + 1`.
+    ///
+    /// ```
+    /// # use tilewise::Layout;
+    /// # fn main() -> tilewise::Result<()> {
+    /// // channels of all heads side by side
+    /// let rows: Layout<4> = Layout::contiguous([2, 100, 512]).split(2, 8)?;
+    /// assert_eq!(rows.shape, [2, 100, 8, 64]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an axis that is not there, parts that do not divide it, or another `M`.
+    pub fn split<const M: usize>(self, axis: usize, parts: u32) -> Result<Layout<M>> {
+        if M != N + 1 {
+            return Err(Error::shape(LAYOUT, "axes of the result", N + 1, M));
+        }
+        let n = self.axis(axis)?;
+        if parts == 0 || !n.is_multiple_of(parts) {
+            return Err(Error::shape(LAYOUT, "parts", format!("a divisor of {n}"), parts));
+        }
+        let (len, stride) = (n / parts, self.strides[axis]);
+        let of = |i: usize| if i <= axis { i } else { i - 1 };
+        let mut split = Layout {
+            shape: std::array::from_fn(|i| self.shape[of(i)]),
+            strides: std::array::from_fn(|i| self.strides[of(i)]),
+            offset: self.offset,
+        };
+        (split.shape[axis], split.shape[axis + 1]) = (parts, len);
+        split.strides[axis] = stride.saturating_mul(len.into());
+        Ok(split)
+    }
+
+    /// The length of an axis.
+    fn axis(&self, axis: usize) -> Result<u32> {
+        self.shape
+            .get(axis)
+            .copied()
+            .ok_or_else(|| Error::shape(LAYOUT, "axis", format!("below {N}"), axis))
     }
 
     /// The same strides from another first element.
@@ -170,7 +274,7 @@ impl<'a, const N: usize> TensorView<'a, N> {
 /// A clone shares the buffer.
 #[derive(Clone, Debug)]
 pub struct Tensor<const N: usize> {
-    buffer: wgpu::Buffer,
+    memory: Arc<Memory>,
     layout: Layout<N>,
     dtype: DType,
 }
@@ -185,7 +289,7 @@ impl<const N: usize> Tensor<N> {
         let layout = Layout::contiguous(shape);
         let bytes = Self::bytes(&layout, dtype)?;
         let buffer = ctx.create_buffer("tensor", bytes, Self::USAGE)?;
-        Ok(Self { buffer, layout, dtype })
+        Ok(Self { memory: Memory::new(buffer, Arc::clone(ctx.home())), layout, dtype })
     }
 
     /// Allocates a tensor and fills it with `data`, row-major.
@@ -198,11 +302,28 @@ impl<const N: usize> Tensor<N> {
         Ok(tensor)
     }
 
+    /// [`Tensor::upload`] of values that are rounded to `dtype`: to the nearest, ties to even (to the
+    /// nearest that there is, for integers).
+    ///
+    /// # Errors
+    /// As [`Tensor::upload`].
+    pub fn upload_f32(ctx: &Context, shape: [u32; N], dtype: DType, data: &[f32]) -> Result<Self> {
+        match dtype {
+            DType::F32 => Self::upload(ctx, shape, data),
+            DType::F16 => Self::upload(ctx, shape, &rounded::<f16>(data)),
+            DType::BF16 => Self::upload(ctx, shape, &rounded::<bf16>(data)),
+            DType::I8 => Self::upload(ctx, shape, &rounded::<i8>(data)),
+            DType::U8 => Self::upload(ctx, shape, &rounded::<u8>(data)),
+        }
+    }
+
     /// Replaces all elements by `data`, row-major. The copy is part of the queue's next submission.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `data` has another length, [`Error::DType`] if it has another type.
+    /// [`Error::Shape`] if `data` has another length, [`Error::DType`] if it has another type,
+    /// [`Error::OtherContext`] if the tensor was made on another device.
     pub fn write<T: Element>(&self, ctx: &Context, data: &[T]) -> Result<()> {
+        ctx.home().expect("tensor", "the tensor to write", Some(self.memory.home()))?;
         let elements = self.layout.elements().unwrap_or(u64::MAX);
         if T::DTYPE != self.dtype {
             return Err(Error::DType {
@@ -227,11 +348,11 @@ impl<const N: usize> Tensor<N> {
         ctx.guard("tensor", Some(bytes.len() as u64), || {
             // a copy moves whole words; an odd 16-bit tail is padded
             let whole = bytes.len() & !3;
-            ctx.queue.write_buffer(&self.buffer, 0, &bytes[..whole]);
+            ctx.queue.write_buffer(self.buffer(), 0, &bytes[..whole]);
             if whole < bytes.len() {
                 let mut word = [0u8; 4];
                 word[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-                ctx.queue.write_buffer(&self.buffer, whole as u64, &word);
+                ctx.queue.write_buffer(self.buffer(), whole as u64, &word);
             }
         })
     }
@@ -239,13 +360,32 @@ impl<const N: usize> Tensor<N> {
     /// Reads all elements back, row-major, as `T`, and blocks until they are here.
     ///
     /// # Errors
-    /// [`Error::DType`] if the tensor holds another type, [`Error::DeviceLost`],
-    /// [`Error::OutOfMemory`].
+    /// [`Error::DType`] if the tensor holds another type, [`Error::OtherContext`] if it was made on
+    /// another device, [`Error::DeviceLost`], [`Error::OutOfMemory`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn download<T: Element>(&self, ctx: &Context) -> Result<Vec<T>> {
         let pending = self.start_download::<T>(ctx)?;
         ctx.wait("download")?;
         pollster::block_on(pending)
+    }
+
+    /// [`Tensor::download`] of any element type, as the values that the elements stand for.
+    ///
+    /// # Errors
+    /// As [`Tensor::download`], but for the type.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn download_f32(&self, ctx: &Context) -> Result<Vec<f32>> {
+        let pending = self.start_download_f32(ctx)?;
+        ctx.wait("download")?;
+        pollster::block_on(pending)
+    }
+
+    /// [`Tensor::download_async`] of any element type, as [`Tensor::download_f32`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn download_f32_async(&self, ctx: &Context) -> Result<Vec<f32>> {
+        self.start_download_f32(ctx)?.await
     }
 
     /// Reads all elements back, row-major. On native targets something must poll the device
@@ -259,7 +399,7 @@ impl<const N: usize> Tensor<N> {
 
     /// The whole tensor as a view.
     pub fn view(&self) -> TensorView<'_, N> {
-        TensorView { buffer: &self.buffer, layout: self.layout, dtype: self.dtype }
+        TensorView { buffer: self.buffer(), layout: self.layout, dtype: self.dtype }
     }
 
     /// The buffer seen through another layout, of any rank.
@@ -267,7 +407,7 @@ impl<const N: usize> Tensor<N> {
     /// # Errors
     /// As [`TensorView::new`].
     pub fn view_as<const M: usize>(&self, layout: Layout<M>) -> Result<TensorView<'_, M>> {
-        TensorView::new(&self.buffer, layout, self.dtype)
+        TensorView::new(self.buffer(), layout, self.dtype)
     }
 
     /// Number of elements along each axis.
@@ -281,8 +421,10 @@ impl<const N: usize> Tensor<N> {
     }
 
     /// The buffer. Usages: `STORAGE | COPY_SRC | COPY_DST`.
+    ///
+    /// Through this reference operators know the tensor's device; a clone of the buffer does not tell.
     pub fn buffer(&self) -> &wgpu::Buffer {
-        &self.buffer
+        self.memory.buffer()
     }
 
     const USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
@@ -310,8 +452,38 @@ impl<const N: usize> Tensor<N> {
                 got: T::DTYPE,
             });
         }
-        let bytes = Self::bytes(&self.layout, self.dtype)?;
-        let pending = ctx.start_read(&self.buffer, bytes)?;
+        let pending = self.start_read(ctx)?;
         Ok(async move { Ok(bytemuck::pod_collect_to_vec(&pending.await?)) })
     }
+
+    fn start_download_f32(
+        &self,
+        ctx: &Context,
+    ) -> Result<impl Future<Output = Result<Vec<f32>>> + use<N>> {
+        let (pending, dtype) = (self.start_read(ctx)?, self.dtype);
+        Ok(async move {
+            let bytes = pending.await?;
+            Ok(match dtype {
+                DType::F32 => widened::<f32>(&bytes),
+                DType::F16 => widened::<f16>(&bytes),
+                DType::BF16 => widened::<bf16>(&bytes),
+                DType::I8 => widened::<i8>(&bytes),
+                DType::U8 => widened::<u8>(&bytes),
+            })
+        })
+    }
+
+    fn start_read(&self, ctx: &Context) -> Result<impl Future<Output = Result<Vec<u8>>> + use<N>> {
+        ctx.home().expect("download", "the tensor", Some(self.memory.home()))?;
+        let bytes = Self::bytes(&self.layout, self.dtype)?;
+        ctx.start_read(self.buffer(), bytes)
+    }
+}
+
+fn rounded<T: Element>(data: &[f32]) -> Vec<T> {
+    data.iter().map(|&x| T::from_f32(x)).collect()
+}
+
+fn widened<T: Element>(bytes: &[u8]) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec::<u8, T>(bytes).into_iter().map(T::to_f32).collect()
 }

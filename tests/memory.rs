@@ -31,9 +31,9 @@ fn works(ctx: &Context) -> tilewise::Result<()> {
     let plan = Attention::default().plan(ctx, shape)?;
     let x = Tensor::upload(ctx, [1, 4, 1, 8], &[0.5f32; 32])?;
     let o = Tensor::zeros(ctx, [1, 4, 1, 8], DType::F32)?;
-    let scratch = Tensor::<1>::zeros(ctx, [plan.scratch_bytes() as u32 / 4], DType::F32)?;
+    let scratch = plan.scratch(ctx)?;
     let args = AttentionArgs {
-        scratch: Some(scratch.buffer()),
+        scratch: scratch.as_ref(),
         ..AttentionArgs::new(x.view(), x.view(), x.view(), o.view())
     };
     common::run(ctx, |encoder| plan.encode(ctx, encoder, &args))?;

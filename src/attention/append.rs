@@ -1,10 +1,13 @@
 //! New keys and values into a paged cache.
 
+use std::sync::Arc;
+
 use super::MAX_HEAD_DIM;
 use crate::{
     Context, DType, Error, Result, TensorView,
-    dispatch::{dispatch, distinct_outputs, fold},
+    dispatch::{Place, dispatch, distinct_outputs, fold, shares},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
 };
 
@@ -61,6 +64,8 @@ pub struct KvAppendArgs<'a> {
 pub struct KvAppendPlan {
     shape: KvAppendShape,
     op: KvAppend,
+    /// The device it was planned on, if any.
+    home: Option<Arc<Home>>,
 }
 
 // Must match `Params` in shaders/attention/append.wgsl (tested).
@@ -99,7 +104,7 @@ impl KvAppend {
             let limit = u32::MAX.into();
             return Err(Error::Limit { op: OP, what: "rows of the cache", need: rows, limit });
         }
-        let plan = KvAppendPlan { shape, op: *self };
+        let plan = KvAppendPlan { shape, op: *self, home: Some(Arc::clone(ctx.home())) };
         plan.items(shape.head_dim.max(shape.head_dim_v))?;
         for dim in [shape.head_dim, shape.head_dim_v] {
             ctx.kernel(plan.key(dim, [true; 2]))?;
@@ -146,13 +151,15 @@ impl KvAppendPlan {
     /// # Errors
     /// Those of a view that does not fit the plan; [`Error::Shape`] for a list of the wrong length,
     /// [`Error::Value`] for a row past the page table or a page past the cache, or for two new rows in
-    /// one place; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// one place; [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode(
         &self,
         ctx: &Context,
         encoder: &mut wgpu::CommandEncoder,
         args: &KvAppendArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
         let s = self.shape;
         let dtype = self.op.dtype;
         args.k.expect(OP, "k", [s.batch, s.seq, s.heads_kv, s.head_dim], dtype)?;
@@ -160,11 +167,17 @@ impl KvAppendPlan {
         let pages = |dim| [s.pages, s.page_size, s.heads_kv, dim];
         args.k_pages.expect_output(OP, "k_pages", pages(s.head_dim), dtype)?;
         args.v_pages.expect_output(OP, "v_pages", pages(s.head_dim_v), dtype)?;
-        distinct_outputs(
-            OP,
-            &[("k_pages", args.k_pages.buffer), ("v_pages", args.v_pages.buffer)],
-            &[("k", args.k.buffer), ("v", args.v.buffer)],
-        )?;
+        // each kernel binds one of either; what is new may come from the caches' own buffer
+        let outputs =
+            [("k_pages", Place::from(&args.k_pages)), ("v_pages", (&args.v_pages).into())];
+        let inputs = [("k", Place::from(&args.k)), ("v", Place::from(&args.v))];
+        distinct_outputs(ctx, OP, &outputs, &[] as &[(&'static str, Place<'_>)])?;
+        for input in inputs {
+            ctx.home().expect_buffer(OP, input.0, input.1.buffer())?;
+            for output in outputs {
+                shares(OP, output, input)?;
+            }
+        }
         let places = self.places(args)?;
         if places.is_empty() {
             return Ok(());
@@ -180,7 +193,11 @@ impl KvAppendPlan {
             let dim = src.layout.shape[3];
             let items = self.items(dim)?;
             let aligned = [src.layout.is_multiple_of(4), dst.layout.is_multiple_of(4)];
-            let kernel = ctx.kernel(self.key(dim, aligned))?;
+            let mut key = self.key(dim, aligned);
+            if src.buffer == dst.buffer {
+                key.tensors[0].1 = key.tensors[0].1.map(TensorDecl::beside_outputs);
+            }
+            let kernel = ctx.kernel(key)?;
             let (from, to) =
                 (src.bind(OP, names[0], &ctx.caps)?, dst.bind(OP, names[1], &ctx.caps)?);
             let place = |view: &TensorView<'_, 4>, offset: u32| {
@@ -282,7 +299,7 @@ mod tests {
             pages: 3,
             page_size: 4,
         };
-        let plan = KvAppendPlan { shape, op: KvAppend::default() };
+        let plan = KvAppendPlan { shape, op: KvAppend::default(), home: None };
         for wgsl in plan.wgsl() {
             assert_params(&wgsl, fields!(Params: src dst seq heads items unused));
         }

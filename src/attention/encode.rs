@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Context, DType, Error, Result, TensorView,
-    dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
+    dispatch::{Bound, Place, Resource, dispatch, distinct_outputs, fold, shares},
     texels,
 };
 
@@ -126,7 +126,7 @@ impl AttentionPlan {
         encoder: &mut wgpu::CommandEncoder,
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
-        let (call, table) = self.check(args)?;
+        let (call, table) = self.check(ctx, args)?;
         let textures = match self.texels(ctx, args, &table)? {
             // the driver copies faster than a kernel
             Some([q, k, v]) if [&q, &k, &v].iter().all(|input| input.copyable()) => {
@@ -164,8 +164,8 @@ impl AttentionPlan {
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
-    /// [`Error::SharedBuffer`] for an output that shares a buffer, [`Error::Argument`] for an
-    /// optional argument that is missing or not planned for, [`Error::Value`] for lengths, bounds or
+    /// [`Error::SharedBuffer`] for an output that shares a buffer, [`Error::OtherContext`] for a
+    /// tensor, buffer or plan of another device, [`Error::Argument`] for an optional argument that is missing or not planned for, [`Error::Value`] for lengths, bounds or
     /// pages out of range, [`Error::Limit`] for a view that the device cannot bind, [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
     pub fn encode_pass(
@@ -174,7 +174,7 @@ impl AttentionPlan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &AttentionArgs<'_>,
     ) -> Result<()> {
-        let (call, table) = self.check(args)?;
+        let (call, table) = self.check(ctx, args)?;
         self.record(ctx, pass, args, call, &table, None)
     }
 
@@ -234,7 +234,8 @@ impl AttentionPlan {
     }
 
     /// Checks the arguments; which kernels the call needs, and where its sequences lie.
-    fn check(&self, args: &AttentionArgs<'_>) -> Result<(Variant, Table)> {
+    fn check(&self, ctx: &Context, args: &AttentionArgs<'_>) -> Result<(Variant, Table)> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
         let (s, op) = (self.shape, &self.options);
         let kv_dtype = if op.quantized.is_some() { DType::I8 } else { op.dtype };
         args.q.expect(OP, "q", [s.batch, s.seq_q, s.heads, s.head_dim], op.dtype)?;
@@ -246,11 +247,11 @@ impl AttentionPlan {
         args.k.expect(OP, "k", [pages, rows, s.heads_kv, s.head_dim], kv_dtype)?;
         args.v.expect(OP, "v", [pages, rows, s.heads_kv, s.head_dim_v], kv_dtype)?;
         args.o.expect_output(OP, "o", [s.batch, s.seq_q, s.heads, s.head_dim_v], op.dtype)?;
-        let mut inputs = vec![("q", args.q.buffer), ("k", args.k.buffer), ("v", args.v.buffer)];
-        let mut outputs = vec![("o", args.o.buffer)];
+        let mut inputs = Vec::new();
+        let mut outputs = vec![("o", Place::from(&args.o))];
         if let Some(lse) = &args.lse {
             lse.expect_output(OP, "lse", [s.batch, s.heads, s.seq_q], DType::F32)?;
-            outputs.push(("lse", lse.buffer));
+            outputs.push(("lse", Place::from(lse)));
         }
         let slopes = wanted("slopes", &args.slopes, op.alibi)?;
         let sinks = wanted("sinks", &args.sinks, op.sinks)?;
@@ -300,9 +301,21 @@ impl AttentionPlan {
         }
         let scratch = self.check_scratch(args.scratch)?;
         if let Some(scratch) = scratch {
-            outputs.push(("scratch", scratch));
+            outputs.push(("scratch", Place::from(scratch)));
         }
-        distinct_outputs(OP, &outputs, &inputs)?;
+        let mut beside = [false; 3];
+        let rows = [("q", &args.q), ("k", &args.k), ("v", &args.v)];
+        for ((what, view), beside) in rows.into_iter().zip(&mut beside) {
+            ctx.home().expect_buffer(OP, what, view.buffer)?;
+            for output in &outputs {
+                *beside |= shares(OP, *output, (what, view.into()))?;
+            }
+            // bytes are read in no other way than as what is only read
+            if !*beside || view.dtype == DType::I8 {
+                inputs.push((what, view.buffer));
+            }
+        }
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         let group = s.heads / s.heads_kv;
         let rows = self.rows();
         // also checks that none of a table's parts is given without being planned for
@@ -323,6 +336,7 @@ impl AttentionPlan {
             mask_aligned: visible.is_none_or(|view| view.layout.is_multiple_of(4)),
             bias_aligned: bias.is_none_or(|view| view.layout.is_multiple_of(2)),
             texels: false,
+            beside,
         };
         Ok((variant, table))
     }

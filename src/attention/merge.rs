@@ -1,10 +1,13 @@
 //! Joining results over disjoint keys.
 
+use std::sync::Arc;
+
 use super::MAX_HEAD_DIM;
 use crate::{
     Caps, Context, DType, Error, Result, TensorView,
-    dispatch::{Resource, dispatch, distinct_outputs, fold},
+    dispatch::{Place, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
 };
 
@@ -61,6 +64,8 @@ pub struct MergeArgs<'a> {
 pub struct MergePlan {
     shape: MergeShape,
     op: Merge,
+    /// The device it was planned on, if any.
+    home: Option<Arc<Home>>,
 }
 
 // Must match `Params` in shaders/attention/merge.wgsl (tested).
@@ -134,7 +139,8 @@ impl Merge {
     /// [`Error::Shape`] or [`Error::Value`] for what is not accepted, [`Error::Limit`] where the
     /// integers or the driver's loops are too small, [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: MergeShape) -> Result<MergePlan> {
-        let plan = self.design(&ctx.caps, shape)?;
+        let mut plan = self.design(&ctx.caps, shape)?;
+        plan.home = Some(Arc::clone(ctx.home()));
         ctx.kernel(plan.key([true; 2], true))?;
         Ok(plan)
     }
@@ -165,7 +171,7 @@ impl Merge {
             });
         }
         items(rows(&shape), shape.head_dim_v)?;
-        Ok(MergePlan { shape, op: *self })
+        Ok(MergePlan { shape, op: *self, home: None })
     }
 }
 
@@ -208,26 +214,28 @@ impl MergePlan {
     /// # Errors
     /// Those of a view that does not fit the plan: [`Error::Shape`], [`Error::DType`],
     /// [`Error::Strides`], [`Error::OutOfRange`], [`Error::Misaligned`], [`Error::Usage`],
-    /// [`Error::SharedBuffer`], [`Error::Limit`]; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::SharedBuffer`], [`Error::Limit`]; [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &MergeArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
         let s = self.shape;
         let parts = [s.parts, s.batch, s.seq, s.heads, s.head_dim_v];
         args.o_parts.expect(OP, "o_parts", parts, self.op.parts_dtype)?;
         let lse_parts = [s.parts, s.batch, s.heads, s.seq];
         args.lse_parts.expect(OP, "lse_parts", lse_parts, DType::F32)?;
         args.o.expect_output(OP, "o", [s.batch, s.seq, s.heads, s.head_dim_v], self.op.dtype)?;
-        let mut outputs = vec![("o", args.o.buffer)];
+        let mut outputs = vec![("o", Place::from(&args.o))];
         if let Some(lse) = &args.lse {
             lse.expect_output(OP, "lse", [s.batch, s.heads, s.seq], DType::F32)?;
-            outputs.push(("lse", lse.buffer));
+            outputs.push(("lse", Place::from(lse)));
         }
         let inputs = [("o_parts", args.o_parts.buffer), ("lse_parts", args.lse_parts.buffer)];
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         let items = items(rows(&s), s.head_dim_v)?;
         if items == 0 {
             return Ok(());

@@ -1,5 +1,7 @@
 //! Checks, choice of tiles, kernels.
 
+use std::sync::Arc;
+
 use super::{
     Algorithm, Attention, AttentionShape, BiasPositions, CausalAlignment, MAX_HEAD_DIM, MAX_SEQ,
     Mask, OP, SPLIT_KEYS, Split, Tiles, merge,
@@ -8,6 +10,7 @@ use crate::{
     Caps, Context, DType, Error, Result, Tier,
     caps::UNROLLED,
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
     texels,
     tuning::{Tuned, plan_or, refuse},
@@ -47,6 +50,8 @@ pub struct AttentionPlan {
     pub(super) texels: bool,
     /// Keys of one part, where keys are shared out.
     pub(super) split: Option<u32>,
+    /// The device it was planned on, if any.
+    pub(super) home: Option<Arc<Home>>,
 }
 
 /// What of a call changes the kernels.
@@ -66,6 +71,8 @@ pub(super) struct Variant {
     pub(super) bias_aligned: bool,
     /// q, k and v are read from textures.
     pub(super) texels: bool,
+    /// Which of q, k and v lie in the buffer of an output.
+    pub(super) beside: [bool; 3],
 }
 
 impl Attention {
@@ -77,7 +84,8 @@ impl Attention {
     /// device or the integers are too small,
     /// [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
-        let plan = self.design_tuned(ctx, shape)?;
+        let mut plan = self.design_tuned(ctx, shape)?;
+        plan.home = Some(Arc::clone(ctx.home()));
         for key in plan.keys(plan.usual()) {
             ctx.kernel(key)?;
         }
@@ -232,6 +240,7 @@ impl Attention {
             lazy,
             texels: self.texels(caps, &shape),
             split,
+            home: None,
         };
         let [scores, _] = plan.scratch_parts();
         if scores > caps.binding_size || plan.scratch_bytes() > caps.buffer_size {
@@ -647,6 +656,19 @@ impl AttentionPlan {
         self.scratch_parts().iter().fold(0, |sum: u64, &part| sum.saturating_add(part))
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if none is needed.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
+        // which binds its scores even if there are none
+        let least = if self.options.algorithm == Algorithm::Unfused { 4 } else { 0 };
+        ctx.scratch(OP, self.scratch_bytes().max(least))
+    }
+
     /// Bytes of scores or partial outputs, and of the partial outputs' references and sums. Each a
     /// multiple of 256, the largest alignment of a binding.
     pub(super) fn scratch_parts(&self) -> [u64; 2] {
@@ -689,6 +711,7 @@ impl AttentionPlan {
             mask_aligned: true,
             bias_aligned: true,
             texels: self.texels,
+            beside: [false; 3],
         }
     }
 
@@ -700,6 +723,9 @@ impl AttentionPlan {
         let number = |x: u32| format!("{x}u");
         if op.algorithm == Algorithm::Unfused {
             let scalar = |name: &'static str| (name, Some(TensorDecl::new(dtype, false)));
+            // the others are read by kernels that write neither output
+            let mut v = TensorDecl::new(dtype, false);
+            v.beside = variant.beside[2];
             let scores = ("scores", f32_decl(true));
             let causal = (op.mask != Mask::None).to_string();
             return vec![
@@ -719,7 +745,7 @@ impl AttentionPlan {
                     source: VALUES,
                     entry: "unfused_values",
                     spec: vec![("HEAD_DIM_V", number(s.head_dim_v)), ("CAUSAL", causal)],
-                    tensors: vec![scalar("v"), scalar("o"), scores],
+                    tensors: vec![("v", Some(v)), scalar("o"), scores],
                 },
             ];
         }
@@ -759,7 +785,7 @@ impl AttentionPlan {
             None => self.output(variant),
         };
         let bias_dtype = if variant.bias_f32 { DType::F32 } else { op.dtype };
-        vec![
+        let mut tensors = vec![
             ("q", rows(op.dtype, variant.aligned[0], s.head_dim)),
             ("k", rows(self.kv_dtype(), variant.aligned[1], s.head_dim)),
             ("v", rows(self.kv_dtype(), variant.aligned[1], s.head_dim_v)),
@@ -771,7 +797,11 @@ impl AttentionPlan {
             ("sinks", f32_decl(op.sinks)),
             ("k_scale", f32_decl(op.quantized.is_some())),
             ("v_scale", f32_decl(op.quantized.is_some())),
-        ]
+        ];
+        for ((_, decl), beside) in tensors.iter_mut().zip(variant.beside) {
+            *decl = decl.map(|decl| TensorDecl { beside: beside && !variant.texels, ..decl });
+        }
+        tensors
     }
 
     /// Constants of the options that both kernels know.
@@ -805,7 +835,7 @@ impl AttentionPlan {
     fn decode_key(&self, variant: Variant) -> Key {
         let (s, t) = (self.shape, self.tiles);
         let number = |x: u32| format!("{x}u");
-        let wide = self.wide_loads && variant.aligned8;
+        let wide = self.wide_loads && variant.aligned8 && variant.beside == [false; 3];
         let mut tensors = self.tensors(variant);
         for (_, decl) in tensors.iter_mut().filter(|(name, _)| matches!(*name, "k" | "v")) {
             *decl = decl.map(|decl| TensorDecl { wide, ..decl });
@@ -851,6 +881,7 @@ impl AttentionPlan {
         // chunks that one load brings
         let wide = self.wide_loads
             && variant.aligned8
+            && variant.beside == [false; 3]
             && !variant.texels
             && subgroup
             && (d4 | dv4).is_multiple_of(2);

@@ -1,9 +1,12 @@
 //! Softmax over pairs of keys.
 
+use std::sync::Arc;
+
 use crate::{
     Caps, Context, DType, Error, Result, TensorView,
-    dispatch::{dispatch, distinct_outputs, fold},
+    dispatch::{Place, dispatch, distinct_outputs, fold},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
 };
 
@@ -76,6 +79,8 @@ pub struct TriplePlan {
     shape: TripleShape,
     op: TripleAttention,
     scale: f32,
+    /// The device it was planned on, if any.
+    home: Option<Arc<Home>>,
 }
 
 // Must match `Params` in shaders/attention/triple.wgsl (tested).
@@ -106,7 +111,8 @@ impl TripleAttention {
     /// [`Error::Shape`] or [`Error::Value`] for what is not accepted, [`Error::Limit`] where the device,
     /// its loops or the integers are too small, [`Error::Compile`], [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: TripleShape) -> Result<TriplePlan> {
-        let plan = self.design(&ctx.caps, shape)?;
+        let mut plan = self.design(&ctx.caps, shape)?;
+        plan.home = Some(Arc::clone(ctx.home()));
         ctx.kernel(plan.key([true; 3], false))?;
         Ok(plan)
     }
@@ -157,7 +163,7 @@ impl TripleAttention {
         ] {
             limit("elements in one tensor", product(&dims), u32::MAX.into())?;
         }
-        Ok(TriplePlan { shape, op: *self, scale })
+        Ok(TriplePlan { shape, op: *self, scale, home: None })
     }
 }
 
@@ -202,13 +208,15 @@ impl TriplePlan {
     /// # Errors
     /// Those of a view that does not fit the plan: [`Error::Shape`], [`Error::DType`],
     /// [`Error::Strides`], [`Error::OutOfRange`], [`Error::Misaligned`], [`Error::Usage`],
-    /// [`Error::SharedBuffer`], [`Error::Limit`]; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::SharedBuffer`], [`Error::Limit`]; [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode(
         &self,
         ctx: &Context,
         encoder: &mut wgpu::CommandEncoder,
         args: &TripleArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
         let (s, dtype) = (self.shape, self.op.dtype);
         args.q.expect(OP, "q", [s.batch, s.seq_q, s.heads, s.head_dim], dtype)?;
         args.k1.expect(OP, "k1", [s.batch, s.seq_1, s.heads_kv, s.head_dim], dtype)?;
@@ -216,10 +224,10 @@ impl TriplePlan {
         args.v1.expect(OP, "v1", [s.batch, s.seq_1, s.heads_kv, s.head_dim_v], dtype)?;
         args.v2.expect(OP, "v2", [s.batch, s.seq_2, s.heads_kv, s.head_dim_v], dtype)?;
         args.o.expect_output(OP, "o", [s.batch, s.seq_q, s.heads, s.head_dim_v], dtype)?;
-        let mut outputs = vec![("o", args.o.buffer)];
+        let mut outputs = vec![("o", Place::from(&args.o))];
         if let Some(lse) = &args.lse {
             lse.expect_output(OP, "lse", [s.batch, s.heads, s.seq_q], DType::F32)?;
-            outputs.push(("lse", lse.buffer));
+            outputs.push(("lse", Place::from(lse)));
         }
         let inputs = [
             ("q", &args.q),
@@ -228,7 +236,7 @@ impl TriplePlan {
             ("v1", &args.v1),
             ("v2", &args.v2),
         ];
-        distinct_outputs(OP, &outputs, &inputs.map(|(name, view)| (name, view.buffer)))?;
+        distinct_outputs(ctx, OP, &outputs, &inputs.map(|(name, view)| (name, view.buffer)))?;
         if s.batch == 0 || s.seq_q == 0 {
             return Ok(());
         }

@@ -41,6 +41,7 @@ impl From<Error> for Stop {
             | Error::Misaligned { .. }
             | Error::Strides { .. }
             | Error::SharedBuffer { .. }
+            | Error::OtherContext { .. }
             | Error::Usage { .. }
             | Error::Argument { .. }
             | Error::Limit { .. } => Self::Refused(text),

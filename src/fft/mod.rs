@@ -24,6 +24,8 @@
 //! # Ok(()) }
 //! ```
 
+use std::sync::Arc;
+
 mod codelet;
 mod kernel;
 mod recipe;
@@ -32,6 +34,7 @@ mod tables;
 use crate::{
     Caps, Context, DType, Error, Result, TensorView,
     dispatch::{Bound, Resource, dispatch, fold},
+    home::Home,
     shader::Key,
 };
 use kernel::{Access, Origin, Variant};
@@ -101,6 +104,8 @@ pub struct FftPlan {
     caps: Caps,
     design: Design,
     tables: wgpu::Buffer,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 /// What a transform reads and writes.
@@ -391,7 +396,8 @@ impl Fft {
             });
         }
         let tables = ctx.table(OP, bytes)?;
-        let plan = FftPlan { fft: *self, batch, caps: ctx.caps.clone(), design, tables };
+        let (caps, home) = (ctx.caps.clone(), Arc::clone(ctx.home()));
+        let plan = FftPlan { fft: *self, batch, caps, design, tables, home };
         for step in &plan.design.steps {
             fold(OP, step.groups(batch, &ctx.caps), &ctx.caps)?;
         }
@@ -567,9 +573,29 @@ impl FftPlan {
         self.design.apart.bytes()
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
+    }
+
     /// [`scratch_bytes`](Self::scratch_bytes) when the output is the input; 0 for one pass.
     pub fn scratch_bytes_in_place(&self) -> u64 {
         self.design.in_place.bytes()
+    }
+
+    /// [`scratch`](Self::scratch) of [`scratch_bytes_in_place`](Self::scratch_bytes_in_place).
+    ///
+    /// # Errors
+    /// As [`scratch`](Self::scratch).
+    pub fn scratch_in_place(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes_in_place())
     }
 
     /// Number of dispatches.
@@ -627,13 +653,15 @@ impl FftPlan {
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
     /// [`Error::SharedBuffer`] for an output that shares its buffer with the input without being
     /// the same view, or with scratch, [`Error::Argument`] for missing scratch, [`Error::Limit`]
-    /// for a view that the device cannot bind, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// for a view that the device cannot bind, [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &FftArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let shape = |of_input: bool| {
             let [rows, columns] = self.fft.dims(of_input);
             [self.batch, rows, columns, self.fft.parts(of_input)]
@@ -643,6 +671,11 @@ impl FftPlan {
         check_pairs("input", &args.input)?;
         check_pairs("output", &args.output)?;
         let steps = &self.design.steps;
+        // before they are compared: buffers of two devices may be equal
+        let named = [("input", Some(args.input.buffer)), ("output", Some(args.output.buffer))];
+        for (what, buffer) in named.into_iter().chain([("scratch", args.scratch)]) {
+            buffer.map_or(Ok(()), |buffer| ctx.home().expect_buffer(OP, what, buffer))?;
+        }
         let shared = args.input.buffer == args.output.buffer;
         if shared && (self.fft.real || args.input.layout != args.output.layout) {
             return Err(Error::SharedBuffer { op: OP, output: "output", other: "input" });

@@ -1,10 +1,10 @@
 //! The full tensor product: every path of Clebsch-Gordan coupling, each an output of its own.
 
-use std::{collections::HashMap, fmt, str::FromStr};
+use std::{collections::HashMap, fmt, str::FromStr, sync::Arc};
 
 use super::maps::{Bilinear, BilinearRows, Pair};
 use crate::{
-    Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs,
+    Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs, home::Home,
     reference::real_wigner_3j,
 };
 
@@ -168,6 +168,8 @@ pub struct ClebschGordanPlan {
     dtype: DType,
     paths: Vec<Path>,
     map: Bilinear,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 /// Pairs of blocks to be coupled, and where their product goes.
@@ -336,7 +338,8 @@ impl ClebschGordan {
         let coupled: Vec<Coupled> = paths.iter().map(couple_path).collect();
         let map = couple(ctx, OP, dims[2], &coupled)?;
         ctx.kernel(Bilinear::key([self.dtype; 3], [false; 3], false))?;
-        Ok(ClebschGordanPlan { batch, dims, dtype: self.dtype, paths, map })
+        let home = Arc::clone(ctx.home());
+        Ok(ClebschGordanPlan { batch, dims, dtype: self.dtype, paths, map, home })
     }
 }
 
@@ -381,7 +384,8 @@ impl ClebschGordanPlan {
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
-    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
@@ -390,10 +394,11 @@ impl ClebschGordanPlan {
         y: TensorView<'_, 2>,
         z: TensorView<'_, 2>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         x.expect(OP, "x", [self.batch, self.dims[0]], self.dtype)?;
         y.expect(OP, "y", [self.batch, self.dims[1]], self.dtype)?;
         z.expect_output(OP, "z", [self.batch, self.dims[2]], self.dtype)?;
-        distinct_outputs(OP, &[("z", z.buffer)], &[("x", x.buffer), ("y", y.buffer)])?;
+        distinct_outputs(ctx, OP, &[("z", z.buffer)], &[("x", x.buffer), ("y", y.buffer)])?;
         self.map.encode_pass(
             ctx,
             pass,

@@ -1,5 +1,7 @@
 //! Equivariant convolution over the edges of a graph.
 
+use std::sync::Arc;
+
 use super::{
     Algorithm, GauntNormalization, MAX_LMAX, MAX_SH_LMAX, ShNormalization, SphericalHarmonics,
     SphericalHarmonicsArgs, SphericalHarmonicsPlan, check_degree,
@@ -11,6 +13,7 @@ use crate::{
     Context, DType, Error, Layout, Result, TensorView,
     dispatch::{Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
 };
 
@@ -216,6 +219,8 @@ pub struct GauntConvolutionPlan {
     product: Product,
     /// Source of every edge, and the first edge of every node and one past the last.
     graph: Option<[wgpu::Buffer; 2]>,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 // Must match `Params` in shaders/gaunt/segment_sum.wgsl (tested).
@@ -319,6 +324,7 @@ impl GauntConvolution {
             harmonics: harmonics.plan(ctx, edges)?,
             product: Product::new(ctx, OP, program, self.dtype, rows)?,
             graph: None,
+            home: Arc::clone(ctx.home()),
         })
     }
 }
@@ -332,6 +338,17 @@ impl GauntConvolutionPlan {
     /// Bytes of scratch that [`GauntConvolutionArgs::scratch`] must have.
     pub fn scratch_bytes(&self) -> u64 {
         self.product.scratch_bytes()
+    }
+
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
     }
 
     /// The text of each kernel, for contiguous views.
@@ -381,6 +398,7 @@ impl GauntConvolutionPlan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &GauntConvolutionArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let o = &self.options;
         let (edges, channels) = (self.edges, self.channels);
         let dim = |l: u32| (l + 1).pow(2);
@@ -412,7 +430,7 @@ impl GauntConvolutionPlan {
             outputs.push(("scratch", scratch));
         }
         let inputs = [("x", args.x.buffer), ("r", args.r.buffer), ("filter", args.filter.buffer)];
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
 
         self.harmonics.encode_pass(
             ctx,

@@ -1,6 +1,6 @@
 //! Real spherical harmonics of directions, on the device.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use super::{
     ShNormalization, check_degree,
@@ -11,6 +11,7 @@ use crate::{
     Context, DType, Error, Result, Tensor, TensorView,
     dispatch::{Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
 };
 
@@ -52,6 +53,8 @@ pub struct SphericalHarmonicsPlan {
     n: u32,
     /// With stores of single elements, and of four.
     text: [&'static str; 2],
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 // Must match `Params` in shaders/gaunt/harmonics.wgsl (tested).
@@ -113,7 +116,8 @@ impl SphericalHarmonics {
                 text
             }))
         });
-        let plan = SphericalHarmonicsPlan { options: *self, n, text };
+        let home = Arc::clone(ctx.home());
+        let plan = SphericalHarmonicsPlan { options: *self, n, text, home };
         ctx.kernel(plan.key(plan.vec4(), false))?;
         Ok(plan)
     }
@@ -242,13 +246,15 @@ impl SphericalHarmonicsPlan {
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
-    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &SphericalHarmonicsArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let lmax = self.options.lmax;
         args.r.expect(OP, "r", [self.n, 3], DType::F32)?;
         args.y.expect_output(OP, "y", [self.n, (lmax + 1).pow(2)], self.options.dtype)?;
@@ -257,7 +263,7 @@ impl SphericalHarmonicsPlan {
             weight.expect(OP, "weight", [self.n, lmax + 1], DType::F32)?;
             inputs.push(("weight", weight.buffer));
         }
-        distinct_outputs(OP, &[("y", args.y.buffer)], &inputs)?;
+        distinct_outputs(ctx, OP, &[("y", args.y.buffer)], &inputs)?;
         if self.n == 0 {
             return Ok(());
         }

@@ -1,12 +1,16 @@
 //! Products of several functions, truncated only at the end.
 
+use std::sync::Arc;
+
 use super::{
     Algorithm, GauntNormalization, GauntShape, MAX_LMAX, check_degree,
     fused::{MAX_INPUTS, Operand},
     product::Product,
     program::{Combine, Program},
 };
-use crate::{Caps, Context, DType, Error, Result, TensorView, dispatch::distinct_outputs};
+use crate::{
+    Caps, Context, DType, Error, Result, TensorView, dispatch::distinct_outputs, home::Home,
+};
 
 const OP: &str = "gaunt_many_body";
 
@@ -49,6 +53,8 @@ pub struct GauntManyBodyPlan {
     options: GauntManyBody,
     shape: GauntShape,
     product: Product,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 /// Names of inputs in messages.
@@ -105,7 +111,12 @@ impl GauntManyBody {
         };
         let rows = u64::from(shape.batch) * u64::from(shape.channels);
         let product = Product::new(ctx, OP, program, self.dtype, rows)?;
-        Ok(GauntManyBodyPlan { options: self.clone(), shape, product })
+        Ok(GauntManyBodyPlan {
+            options: self.clone(),
+            shape,
+            product,
+            home: Arc::clone(ctx.home()),
+        })
     }
 }
 
@@ -123,6 +134,17 @@ impl GauntManyBodyPlan {
     /// Bytes of scratch that [`GauntManyBodyArgs::scratch`] must have.
     pub fn scratch_bytes(&self) -> u64 {
         self.product.scratch_bytes()
+    }
+
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
     }
 
     /// The text of each kernel, for contiguous views.
@@ -158,6 +180,7 @@ impl GauntManyBodyPlan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &GauntManyBodyArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let (o, s) = (&self.options, self.shape);
         if args.inputs.len() != o.factors.len() {
             return Err(Error::shape(
@@ -179,7 +202,7 @@ impl GauntManyBodyPlan {
             outputs.extend(args.scratch.map(|s| ("scratch", s)));
         }
         let inputs: Vec<_> = operands.iter().map(|x| (x.name, x.view.buffer)).collect();
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         self.product.encode_pass(
             ctx,
             pass,

@@ -15,6 +15,8 @@
 //! couplings, [`ClebschGordan`] every path apart, [`WeightedTensorProduct`] sums of them with
 //! weights.
 
+use std::sync::Arc;
+
 mod basis;
 mod clebsch_gordan;
 mod coefficients;
@@ -44,6 +46,7 @@ pub use weighted::*;
 use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView,
     dispatch::distinct_outputs,
+    home::Home,
     tuning::{Tuned, plan_or, refuse},
 };
 
@@ -181,6 +184,8 @@ pub struct GauntPlan {
     options: GauntTensorProduct,
     shape: GauntShape,
     product: Product,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 const OP: &str = "gaunt_tensor_product";
@@ -278,7 +283,7 @@ impl GauntTensorProduct {
         let rows = u64::from(shape.batch) * u64::from(shape.channels);
         let product = Product::new(ctx, OP, program, self.dtype, rows)?;
         let options = Self { algorithm: Some(algorithm), ..*self };
-        Ok(GauntPlan { options, shape, product })
+        Ok(GauntPlan { options, shape, product, home: Arc::clone(ctx.home()) })
     }
 }
 
@@ -307,6 +312,17 @@ impl GauntPlan {
     /// a product in registers.
     pub fn scratch_bytes(&self) -> u64 {
         self.product.scratch_bytes()
+    }
+
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
     }
 
     /// The text of each kernel, for contiguous views without weights.
@@ -345,13 +361,15 @@ impl GauntPlan {
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
     /// [`Error::SharedBuffer`], [`Error::Argument`] for missing scratch, [`Error::Limit`],
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass<'a>(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &GauntArgs<'a>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let (o, s) = (&self.options, self.shape);
         let rows = |l: u32| [s.batch, s.channels, (l + 1).pow(2)];
         args.x.expect(OP, "x", rows(o.lmax1), o.dtype)?;
@@ -374,7 +392,7 @@ impl GauntPlan {
         if self.scratch_bytes() > 0 {
             outputs.extend(args.scratch.map(|s| ("scratch", s)));
         }
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         let operands = [
             Operand { name: "x", view: args.x, weight: weights[0], gather: None },
             Operand { name: "y", view: args.y, weight: weights[1], gather: None },

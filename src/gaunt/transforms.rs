@@ -1,6 +1,9 @@
 //! Coefficients to values on a grid of the sphere or to a Fourier series of the torus, and back.
 
-use std::f64::consts::{PI, SQRT_2};
+use std::{
+    f64::consts::{PI, SQRT_2},
+    sync::Arc,
+};
 
 use super::{
     GauntShape, MAX_LMAX,
@@ -10,7 +13,9 @@ use super::{
     product::check_scratch,
     program::{series, series_projection},
 };
-use crate::{Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs};
+use crate::{
+    Context, DType, Error, Layout, Result, TensorView, dispatch::distinct_outputs, home::Home,
+};
 
 const GRID: &str = "sphere_grid";
 const TORUS: &str = "sphere_fourier";
@@ -44,6 +49,8 @@ pub struct SphereGridPlan {
     synthesis: [Linear; 2],
     /// Absent on a grid too coarse to analyse.
     analysis: Option<[Linear; 2]>,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 /// Coefficients to the two-dimensional Fourier series of the function continued to the torus,
@@ -70,6 +77,8 @@ pub struct SphereFourierPlan {
     shape: GauntShape,
     forward: Linear,
     back: Linear,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 /// `(l, m)` of an index.
@@ -180,7 +189,13 @@ impl SphereGrid {
         } else {
             None
         };
-        Ok(SphereGridPlan { options: *self, shape, synthesis, analysis })
+        Ok(SphereGridPlan {
+            options: *self,
+            shape,
+            synthesis,
+            analysis,
+            home: Arc::clone(ctx.home()),
+        })
     }
 }
 
@@ -199,6 +214,17 @@ impl SphereGridPlan {
             .max(4)
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0. Here it never is.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(GRID, Some(&self.home))?;
+        ctx.scratch(GRID, self.scratch_bytes())
+    }
+
     /// Records the values `f: [batch, channels, n_beta, n_alpha]` of the functions with
     /// coefficients `x: [batch, channels, (lmax + 1)^2]`.
     ///
@@ -206,7 +232,8 @@ impl SphereGridPlan {
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
     /// [`Error::SharedBuffer`], [`Error::Argument`] for missing scratch, [`Error::Limit`],
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn sh_to_grid(
         &self,
         ctx: &Context,
@@ -215,9 +242,10 @@ impl SphereGridPlan {
         f: TensorView<'_, 4>,
         scratch: &wgpu::Buffer,
     ) -> Result<()> {
+        ctx.expect_plan(GRID, Some(&self.home))?;
         self.check(x, f, scratch)?;
         f.expect_output(GRID, "f", self.grid_shape(), self.options.dtype)?;
-        distinct_outputs(GRID, &[("f", f.buffer), ("scratch", scratch)], &[("x", x.buffer)])?;
+        distinct_outputs(ctx, GRID, &[("f", f.buffer), ("scratch", scratch)], &[("x", x.buffer)])?;
         let [theta, phi] = &self.synthesis;
         let [flat, lined] = self.orders(scratch);
         self.map(ctx, pass, theta, ("x", with_line(&x)), flat)?;
@@ -252,9 +280,10 @@ impl SphereGridPlan {
                 format!("{} by {}", o.n_beta, o.n_alpha),
             ));
         };
+        ctx.expect_plan(GRID, Some(&self.home))?;
         self.check(x, f, scratch)?;
         x.expect_output(GRID, "x", x.layout.shape, o.dtype)?;
-        distinct_outputs(GRID, &[("x", x.buffer), ("scratch", scratch)], &[("f", f.buffer)])?;
+        distinct_outputs(ctx, GRID, &[("x", x.buffer), ("scratch", scratch)], &[("f", f.buffer)])?;
         let [flat, lined] = self.orders(scratch);
         self.map(ctx, pass, phi, ("f", f), lined)?;
         self.map(ctx, pass, theta, flat, ("x", with_line(&x)))
@@ -411,6 +440,7 @@ impl SphereFourier {
             shape,
             forward: Linear::new(ctx, TORUS, &forward)?,
             back: Linear::new(ctx, TORUS, &back)?,
+            home: Arc::clone(ctx.home()),
         })
     }
 }
@@ -457,7 +487,8 @@ impl SphereFourierPlan {
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
-    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn sh_to_fourier(
         &self,
         ctx: &Context,
@@ -465,9 +496,10 @@ impl SphereFourierPlan {
         x: TensorView<'_, 3>,
         c: TensorView<'_, 5>,
     ) -> Result<()> {
+        ctx.expect_plan(TORUS, Some(&self.home))?;
         let series = self.check(&x, &c)?;
         c.expect_output(TORUS, "c", c.layout.shape, self.options.dtype)?;
-        distinct_outputs(TORUS, &[("c", c.buffer)], &[("x", x.buffer)])?;
+        distinct_outputs(ctx, TORUS, &[("c", c.buffer)], &[("x", x.buffer)])?;
         let rows = all_rows(self.shape, TORUS, ("x", with_line(&x)), ("c", series))?;
         self.forward.encode_pass(ctx, pass, TORUS, &rows)
     }
@@ -485,9 +517,10 @@ impl SphereFourierPlan {
         c: TensorView<'_, 5>,
         x: TensorView<'_, 3>,
     ) -> Result<()> {
+        ctx.expect_plan(TORUS, Some(&self.home))?;
         let series = self.check(&x, &c)?;
         x.expect_output(TORUS, "x", x.layout.shape, self.options.dtype)?;
-        distinct_outputs(TORUS, &[("x", x.buffer)], &[("c", c.buffer)])?;
+        distinct_outputs(ctx, TORUS, &[("x", x.buffer)], &[("c", c.buffer)])?;
         let rows = all_rows(self.shape, TORUS, ("c", series), ("x", with_line(&x)))?;
         self.back.encode_pass(ctx, pass, TORUS, &rows)
     }

@@ -90,6 +90,17 @@ impl ChannelAttentionPlan {
         self.0.scratch(true).total
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.0.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
+    }
+
     /// The text of each kernel, for aligned views.
     pub fn wgsl(&self) -> Vec<String> {
         let mut keys = self.0.keys();

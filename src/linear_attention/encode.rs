@@ -1,5 +1,7 @@
 //! Recording a plan's kernels.
 
+use std::sync::Arc;
+
 use super::{
     Decay, Form, LinearAttention, LinearAttentionShape, Normalize, OP, Update, narrow,
     plan::{
@@ -9,6 +11,7 @@ use super::{
 use crate::{
     Caps, Context, DType, Error, Result, TensorView, Tier,
     dispatch::{Resource, dispatch, fold},
+    home::Home,
     shader::Key,
     tuning::{Tuned, plan_or, refuse},
 };
@@ -139,6 +142,8 @@ pub(super) struct Inner {
     pub(super) softmax: Option<f32>,
     /// Factors of per-head decays, on the device.
     slopes: Option<wgpu::Buffer>,
+    /// The device it was planned on.
+    pub(super) home: Arc<Home>,
 }
 
 impl LinearAttention {
@@ -246,6 +251,17 @@ impl LinearAttentionPlan {
         self.0.scratch(true).total
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.0.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
+    }
+
     /// The text of each kernel, for aligned views.
     pub fn wgsl(&self) -> Vec<String> {
         self.0.keys().iter().map(Key::wgsl).collect()
@@ -286,7 +302,8 @@ impl LinearAttentionPlan {
     /// [`Error::SharedBuffer`] for an output or state that shares a buffer (a final state may be
     /// the initial one), [`Error::Argument`] for an optional argument that is missing or cannot be
     /// taken, [`Error::Limit`] for a view that the device cannot bind, [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
+    /// [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
@@ -312,6 +329,17 @@ impl StatePlan {
     /// Bytes of scratch that any call of this plan needs at most.
     pub fn scratch_bytes(&self) -> u64 {
         self.0.scratch(false).total
+    }
+
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.0.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
     }
 
     /// The text of each kernel, for aligned views.
@@ -490,7 +518,8 @@ impl Inner {
             }
             _ => None,
         };
-        let inner = Self { design, reads, softmax: None, slopes };
+        let home = Arc::clone(ctx.home());
+        let inner = Self { design, reads, softmax: None, slopes, home };
         compile(ctx, &inner.design, &inner.roles())?;
         Ok(inner)
     }
@@ -598,7 +627,7 @@ impl Inner {
         pass: &mut wgpu::ComputePass<'_>,
         call: &Call<'_>,
     ) -> Result<()> {
-        let bounds = self.check(call)?;
+        let bounds = self.check(ctx, call)?;
         let d = &self.design;
         let shape = d.shape;
         if shape.batch == 0 {
@@ -789,7 +818,8 @@ impl Inner {
     }
 
     /// Checks every argument; returns the bounds of packed sequences.
-    fn check(&self, call: &Call<'_>) -> Result<Option<Vec<u32>>> {
+    fn check(&self, ctx: &Context, call: &Call<'_>) -> Result<Option<Vec<u32>>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let d = &self.design;
         let (s, op) = (d.shape, &d.options);
         let batch = if op.packed { 1 } else { s.batch };
@@ -832,6 +862,7 @@ impl Inner {
         let (initial, last) = call.states;
         if let Some(view) = &initial {
             view.expect_output(OP, "initial_state", state_shape, DType::F32)?;
+            ctx.home().expect_buffer(OP, "initial_state", view.buffer)?;
         }
         if let Some(view) = &last {
             view.expect_output(OP, "final_state", state_shape, DType::F32)?;
@@ -852,6 +883,7 @@ impl Inner {
         }
         if let Some(view) = &initial_z {
             view.expect_output(OP, "initial_key_sum", sum_shape, DType::F32)?;
+            ctx.home().expect_buffer(OP, "initial_key_sum", view.buffer)?;
         }
         if let Some(view) = &last_z {
             view.expect_output(OP, "final_key_sum", sum_shape, DType::F32)?;
@@ -888,7 +920,7 @@ impl Inner {
         if let Some(buffer) = call.scratch {
             outputs.push(("scratch", buffer));
         }
-        crate::dispatch::distinct_outputs(OP, &outputs, &inputs)?;
+        crate::dispatch::distinct_outputs(ctx, OP, &outputs, &inputs)?;
         call.cu.map(|cu| self.check_bounds(cu)).transpose()
     }
 

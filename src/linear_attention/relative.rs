@@ -8,11 +8,14 @@
 //! Fourier sums have an error relative to their largest part: rows whose whole weight is small
 //! against the largest `e^b` lose digits that the quadratic sum would keep.
 
+use std::sync::Arc;
+
 use crate::{
     Context, DType, Error, Layout, Result, TensorView,
     dispatch::{Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
     fft::{Direction, Fft, FftArgs, FftPlan, Normalization},
+    home::Home,
     shader::{Key, Source, source},
 };
 
@@ -98,6 +101,8 @@ pub struct RelativeAttentionPlan {
     forward: FftPlan,
     circulants: FftPlan,
     inverse: FftPlan,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 // Must match `Params` in shaders/relative_attention/*.wgsl (tested).
@@ -204,6 +209,7 @@ impl RelativeAttention {
             forward: forward.plan(ctx, batch)?,
             circulants: forward.plan(ctx, shape.heads)?,
             inverse: fft(Direction::Inverse, Normalization::ByLength).plan(ctx, batch)?,
+            home: Arc::clone(ctx.home()),
         };
         let [first, second, _] = plan.scratch_bytes();
         let need = first.max(second);
@@ -328,14 +334,15 @@ impl RelativeAttentionPlan {
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view or a buffer that does not fit the plan,
     /// [`Error::Argument`] for directions missing or not wanted, [`Error::SharedBuffer`],
-    /// [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &RelativeAttentionArgs<'_>,
     ) -> Result<()> {
-        self.check(args)?;
+        self.check(ctx, args)?;
         let s = &self.shape;
         let rows = u64::from(s.batch) * u64::from(s.heads);
         if rows == 0 {
@@ -436,7 +443,8 @@ impl RelativeAttentionPlan {
         Ok(())
     }
 
-    fn check(&self, args: &RelativeAttentionArgs<'_>) -> Result<()> {
+    fn check(&self, ctx: &Context, args: &RelativeAttentionArgs<'_>) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let (s, dtype) = (&self.shape, self.options.dtype);
         let rows = |n: u32| [s.batch, s.seq, s.heads, n];
         args.q.expect(OP, "q", rows(s.key_dim), dtype)?;
@@ -476,7 +484,7 @@ impl RelativeAttentionPlan {
             }
             outputs.push((what, buffer));
         }
-        distinct_outputs(OP, &outputs, &inputs)
+        distinct_outputs(ctx, OP, &outputs, &inputs)
     }
 }
 

@@ -1,6 +1,6 @@
 //! From options and sizes to dispatches.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use super::{
     Algorithm, Border, KernelCost, NeighborhoodAttention, NeighborhoodShape, NeighborhoodTiles, OP,
@@ -11,8 +11,9 @@ use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView, Tier,
     attention::{Attention, AttentionArgs, AttentionPlan, AttentionShape, Split},
     caps::UNROLLED,
-    dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
+    dispatch::{Bound, Place, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
     tuning::{Tuned, plan_or, refuse},
 };
@@ -125,6 +126,8 @@ pub struct NeighborhoodPlan<const D: usize> {
     soft_exp2: bool,
     /// Plain attention, for a window as large as the map.
     full: Option<AttentionPlan>,
+    /// The device it was planned on, if any.
+    home: Option<Arc<Home>>,
 }
 
 // Must match `Params` in shaders/neighborhood/fused.wgsl and naive.wgsl (tested).
@@ -182,6 +185,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
     /// [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, shape: NeighborhoodShape<D>) -> Result<NeighborhoodPlan<D>> {
         let mut plan = self.design_tuned(ctx, shape)?;
+        plan.home = Some(Arc::clone(ctx.home()));
         if self.algorithm == Algorithm::Fused
             && self.is_full(&shape)
             && self.bias == RelativeBias::None
@@ -352,6 +356,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 .map_or(1, |(min, _)| min.min(32)),
             soft_exp2: caps.cpu,
             full: None,
+            home: None,
         })
     }
 
@@ -448,6 +453,17 @@ impl<const D: usize> NeighborhoodPlan<D> {
             return 0;
         }
         4 * self.given().relative_rows() * s.tokens() * u64::from(s.batch) * u64::from(s.heads)
+    }
+
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
+        ctx.scratch(OP, self.scratch_bytes())
     }
 
     /// The text of each kernel, for aligned views and without LSE.
@@ -585,13 +601,15 @@ impl<const D: usize> NeighborhoodPlan<D> {
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
     /// [`Error::SharedBuffer`] for an output that shares a buffer, [`Error::Argument`] for an
     /// optional tensor that is missing or not wanted, [`Error::Limit`] for a view that the device
-    /// cannot bind, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// cannot bind, [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &NeighborhoodArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, self.home.as_ref())?;
         let s = self.shape;
         let dtype = self.op.dtype;
         let map = |what, view: &MapView<'_>, tail: &[u32]| {
@@ -609,16 +627,16 @@ impl<const D: usize> NeighborhoodPlan<D> {
         k.expect(OP, "k", k.layout.shape, dtype)?;
         v.expect(OP, "v", v.layout.shape, dtype)?;
         o.expect_output(OP, "o", o.layout.shape, dtype)?;
-        let mut outputs = vec![("o", args.o.buffer)];
+        let mut outputs = vec![("o", Place::from(&o))];
         let mut inputs = vec![("q", args.q.buffer), ("k", args.k.buffer), ("v", args.v.buffer)];
         let mut lse_view = None;
         if let Some(lse) = &args.lse {
             map("lse", lse, &[s.heads])?;
             let view = widen::<D>(lse);
             view.expect_output(OP, "lse", view.layout.shape, DType::F32)?;
-            outputs.push(("lse", lse.buffer));
             lse_view = Some(view);
         }
+        outputs.extend(lse_view.iter().map(|view| ("lse", Place::from(view))));
         let wanted = s.extra_tokens > 0;
         let extra_k = optional("extra_k", args.extra_k, wanted)?;
         let extra_v = optional("extra_v", args.extra_v, wanted)?;
@@ -633,8 +651,8 @@ impl<const D: usize> NeighborhoodPlan<D> {
             inputs.push(("bias", bias.buffer));
         }
         let scratch = self.check_scratch(args.scratch)?;
-        outputs.extend(scratch.map(|buffer| ("scratch", buffer)));
-        distinct_outputs(OP, &outputs, &inputs)?;
+        outputs.extend(scratch.map(|buffer| ("scratch", Place::from(buffer))));
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         if s.batch == 0 {
             return Ok(());
         }

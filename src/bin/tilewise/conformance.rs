@@ -265,6 +265,10 @@ fn open(wanted: Option<&str>) -> Result<Vec<Context>, Failure> {
     opened.map_err(|(name, error)| format!("{name}: {error}").into())
 }
 
+/// Kernels held on one adapter: more than any problem needs. Software drivers take tens of megabytes
+/// for each.
+const KERNELS: usize = 32;
+
 /// Runs the cases on one adapter of those that are wanted.
 fn run_on(
     ctx: &Context,
@@ -287,6 +291,8 @@ fn run_on(
         }
         Err(error) => return Err(format!("{name}: {error}").into()),
     };
+    // of problems that are over none is needed any more
+    let ctx = ctx.with_kernel_limit(KERNELS);
     let tier = ctx.caps.tier.name();
     bar.suspend(|| println!("{name}: {tier} kernels, {dtype}, {} cases", cases.len()));
     let out = match &args.out {

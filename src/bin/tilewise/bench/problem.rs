@@ -390,15 +390,6 @@ fn narrow(x: &[f64]) -> Vec<f32> {
     x.iter().map(|&x| x as f32).collect()
 }
 
-fn scratch(ctx: &Context, bytes: u64) -> wgpu::Buffer {
-    ctx.device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("scratch"),
-        size: bytes.max(16),
-        usage: wgpu::BufferUsages::STORAGE,
-        mapped_at_creation: false,
-    })
-}
-
 /// How many sets of tensors of `bytes` to go round, so that none is still in a cache.
 fn copies(bytes: f64, fill: f64) -> Result<u32, Failure> {
     if bytes > MAX_BYTES {
@@ -452,10 +443,10 @@ fn attention(
         let o = Tensor::zeros(ctx, q_dims, dtype)?;
         first.get_or_insert_with(|| o.clone());
         let (ctx, plan) = (ctx.clone(), plan.clone());
-        let scratch = scratch(&ctx, plan.scratch_bytes());
+        let scratch = plan.scratch(&ctx)?;
         runs.push(Box::new(move |encoder| {
             let args = AttentionArgs {
-                scratch: Some(&scratch),
+                scratch: scratch.as_ref(),
                 ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
             };
             plan.encode(&ctx, encoder, &args)
@@ -555,10 +546,10 @@ fn linear(
         let before = decode.then(|| Tensor::upload(ctx, states, &state)).transpose()?;
         let after = decode.then(|| Tensor::zeros(ctx, states, DType::F32)).transpose()?;
         let (ctx, plan) = (ctx.clone(), plan.clone());
-        let scratch = scratch(&ctx, plan.scratch_bytes());
+        let scratch = plan.scratch(&ctx)?;
         runs.push(Box::new(move |encoder| {
             let mut args = LinearAttentionArgs::new(q.view(), k.view(), v.view(), o.view());
-            args.scratch = Some(&scratch);
+            args.scratch = scratch.as_ref();
             args.gates = gates.as_ref().map(Tensor::view);
             args.beta = beta.as_ref().map(Tensor::view);
             args.initial_state = before.as_ref().map(Tensor::view);
@@ -732,10 +723,10 @@ fn gaunt(
         let z = Tensor::zeros(ctx, out_dims, dtype)?;
         first.get_or_insert_with(|| z.clone());
         let (ctx, plan) = (ctx.clone(), plan.clone());
-        let scratch = scratch(&ctx, plan.scratch_bytes());
+        let scratch = plan.scratch(&ctx)?;
         runs.push(Box::new(move |encoder| {
             let args = GauntArgs {
-                scratch: Some(&scratch),
+                scratch: scratch.as_ref(),
                 ..GauntArgs::new(x.view(), y.view(), z.view())
             };
             plan.encode(&ctx, encoder, &args)
@@ -786,10 +777,10 @@ fn fft(
         let output = Tensor::zeros(ctx, dims, DType::F32)?;
         first.get_or_insert_with(|| output.clone());
         let (ctx, plan) = (ctx.clone(), plan.clone());
-        let scratch = scratch(&ctx, plan.scratch_bytes());
+        let scratch = plan.scratch(&ctx)?;
         runs.push(Box::new(move |encoder| {
-            let scratch = (plan.scratch_bytes() > 0).then_some(&scratch);
-            let args = FftArgs { input: input.view(), output: output.view(), scratch };
+            let args =
+                FftArgs { input: input.view(), output: output.view(), scratch: scratch.as_ref() };
             plan.encode(&ctx, encoder, &args)
         }));
     }

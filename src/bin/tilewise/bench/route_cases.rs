@@ -215,16 +215,11 @@ fn gaunt(
 ) -> Result<Run> {
     let product = GauntTensorProduct { algorithm: Some(algorithm), ..case.product() };
     let plan = product.plan(ctx, GauntShape { batch: case.batch, channels: case.channels })?;
-    let scratch = ctx.device.create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: plan.scratch_bytes().max(16),
-        usage: wgpu::BufferUsages::STORAGE,
-        mapped_at_creation: false,
-    });
+    let scratch = plan.scratch(ctx)?;
     let (ctx, [x, y, z]) = (ctx.clone(), [x, y, z].map(Clone::clone));
     Ok(Box::new(move |encoder| {
         let args =
-            GauntArgs { scratch: Some(&scratch), ..GauntArgs::new(x.view(), y.view(), z.view()) };
+            GauntArgs { scratch: scratch.as_ref(), ..GauntArgs::new(x.view(), y.view(), z.view()) };
         plan.encode(&ctx, encoder, &args)
     }))
 }

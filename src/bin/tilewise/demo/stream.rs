@@ -202,7 +202,7 @@ struct Call {
     rows: Tensor<4>,
     v: Tensor<4>,
     o: Tensor<4>,
-    scratch: wgpu::Buffer,
+    scratch: Option<wgpu::Buffer>,
 }
 
 impl Call {
@@ -224,12 +224,7 @@ impl Call {
             ..Default::default()
         };
         let plan = op.plan(ctx, shape)?;
-        let scratch = ctx.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("scratch"),
-            size: plan.scratch_bytes().max(16),
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
+        let scratch = plan.scratch(ctx)?;
         let [h, symbols] = [H as u32, SYMBOLS as u32];
         Ok(Self {
             tokens,
@@ -259,7 +254,7 @@ impl Call {
         let args = LinearAttentionArgs {
             initial_state: Some(state.view()),
             final_state: Some(state.view()),
-            scratch: Some(&self.scratch),
+            scratch: self.scratch.as_ref(),
             ..LinearAttentionArgs::new(rows(1)?, rows(0)?, self.v.view(), self.o.view())
         };
         Ok(measure::time(ctx, 1, |pass| self.plan.encode_pass(ctx, pass, &args))?)
