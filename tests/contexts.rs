@@ -72,6 +72,7 @@ const CALLS: &[(&str, Call)] = &[
     ("GauntConvolutionPlan", convolution),
     ("SphericalHarmonicsPlan", harmonics),
     ("ClebschGordanPlan", clebsch_gordan),
+    ("WeightedTensorProductPlan", weighted),
     ("SphereGridPlan", to_grid),
     ("SphereGridPlan", from_grid),
     ("SphereFourierPlan", to_fourier),
@@ -91,6 +92,7 @@ const WHOLE: Attention = Attention {
     sinks: false,
     metric: false,
     packed: false,
+    bias_positions: BiasPositions::Sequence,
     key_lengths: false,
     page_size: None,
     quantized: None,
@@ -291,7 +293,7 @@ fn relative(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
     let plan = options.plan(m.plan, shape)?;
     let [q, k, v, o] = [0; 4].map(|_| m.f32([1, 5, 2, 4]));
     let (b, w) = (m.f32([2, 9]), m.f32([2, 4, 4]));
-    let scratch = plan.scratch_bytes().map(|bytes| m.scratch(bytes));
+    let scratch = m.scratch(plan.scratch_bytes());
     let args = RelativeAttentionArgs {
         q: q.view(),
         k: k.view(),
@@ -299,7 +301,7 @@ fn relative(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         b: b.view(),
         w: Some(w.view()),
         o: o.view(),
-        scratch: scratch.each_ref().map(Tensor::buffer),
+        scratch: Some(scratch.buffer()),
     };
     plan.encode(m.ctx, encoder, &args)
 }
@@ -400,6 +402,23 @@ fn clebsch_gordan(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<(
     let plan = options.plan(m.plan, 2)?;
     let [x, y, z] = plan.dims().map(|n| m.f32([2, n]));
     plan.encode(m.ctx, encoder, x.view(), y.view(), z.view())
+}
+
+fn weighted(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    let irreps = Irreps::spherical_harmonics(1);
+    let options =
+        WeightedTensorProduct::fully_connected(irreps.clone(), irreps.clone(), irreps.clone());
+    let plan = options.plan(m.plan, 2)?;
+    let [x, y, z] = plan.dims().map(|n| m.f32([2, n]));
+    let (w, scratch) = (m.f32([2, plan.weights()]), m.scratch(plan.scratch_bytes()));
+    let args = WeightedTensorProductArgs {
+        x: x.view(),
+        y: y.view(),
+        w: w.view(),
+        z: z.view(),
+        scratch: Some(scratch.buffer()),
+    };
+    plan.encode(m.ctx, encoder, &args)
 }
 
 fn grid(m: &Maker<'_>) -> Result<(SphereGridPlan, Tensor<3>, Tensor<4>, Tensor<1>)> {

@@ -795,7 +795,12 @@ fn relative_attention_plans_and_calls() {
             true => RelativeFeatures::Given,
             false => RelativeFeatures::Random(h.size(1, 16)),
         };
-        let op = RelativeAttention { features, causal: h.chance(50), dtype: h.dtype() };
+        let method = match h.rng.range(0, 4) {
+            0 => RelativeMethod::Exact,
+            1 => RelativeMethod::Alike(h.size(0, 8)),
+            _ => RelativeMethod::Transform,
+        };
+        let op = RelativeAttention { features, causal: h.chance(50), method, dtype: h.dtype() };
         let problem = (op, s);
         let Some(plan) = t.plan(&problem, |ctx| op.plan(ctx, s)) else { return };
         let made = (|| {
@@ -807,8 +812,7 @@ fn relative_attention_plans_and_calls() {
                 RelativeFeatures::Given => None,
                 RelativeFeatures::Random(n) => Some(t.zeros([s.heads, n, s.key_dim], DType::F32)?),
             };
-            let [x, y, z] = plan.scratch_bytes();
-            Some((q, v, o, b, w, [t.scratch(x)?, t.scratch(y)?, t.scratch(z)?]))
+            Some((q, v, o, b, w, t.scratch(plan.scratch_bytes())?))
         })();
         let Some((q, v, o, b, w, scratch)) = made else { return };
         let args = RelativeAttentionArgs {
@@ -818,7 +822,7 @@ fn relative_attention_plans_and_calls() {
             b: b.view(),
             w: w.as_ref().map(Tensor::view),
             o: o.view(),
-            scratch: scratch.each_ref(),
+            scratch: Some(&scratch),
         };
         t.encode(&problem, |ctx, encoder| plan.encode(ctx, encoder, &args));
         for _ in 0..3 {

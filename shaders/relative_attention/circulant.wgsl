@@ -1,19 +1,24 @@
-// The first column of every head's circulant matrix: exp(b - max b) at distance s = i - j of query
-// and key, s from 0 on and, from the end, backwards for s < 0; zero between. One workgroup owns one
-// head.
-//   b: [H, 2 N - 1], by key minus query, from -(N - 1) on    scratch, at `start_out`: [H, L]
+// The first column of every head's circulant matrix: exp(b - largest b that counts) at distance
+// s = i - j of query and key, s from 0 on and, from the end, backwards for s < 0; zero between. One
+// invocation owns one element.
+//   b: [H, 2 N - 1], by key minus query, from -(N - 1) on
+//   scratch, at `start_in`: largest b [H]    at `start_out`: [H, L]
 const WORKGROUP: u32 = 64u; // @spec
 const CAUSAL: bool = false; // @spec
 
-// Must match `relative::Params`. `x`: strides (batch, position, head) and offset of the tensor at
-// hand; `start_q`, `start_in`, `start_out`: first elements in scratch.
+// Must match `relative::Params`. `x`: strides (batch, position, head) and offset of the rows at hand;
+// `w`: likewise of directions (head, feature), or of another tensor; `b`: stride of heads and offset;
+// `start_q`, `start_in`, `start_out`: first elements in scratch.
 struct Params {
     x: vec4<u32>,
     w: vec4<u32>,
+    b: vec2<u32>,
     first: u32,
     count: u32,
     heads: u32,
     seq: u32,
+    // seq, rounded up to a multiple of 4: positions of features in scratch
+    positions: u32,
     key_dim: u32,
     features: u32,
     value_dim: u32,
@@ -21,13 +26,11 @@ struct Params {
     start_q: u32,
     start_in: u32,
     start_out: u32,
-    pad: u32,
+    pad: vec2<u32>,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> scratch: array<f32>;
 @group(0) @binding(2) var<storage, read> b: array<f32>; fn b_load(i: u32) -> f32 { return b[i]; } // @tensor
-
-var<workgroup> tops: array<f32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
 fn circulant(
@@ -35,23 +38,16 @@ fn circulant(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    // the last workgroups of a folded dispatch repeat the last head
-    let head = min(group_index(group, groups), params.heads - 1u);
-    let row = params.x.w + head * params.x.x;
-    // keys after the query do not count where the mask is causal
-    let used = select(2u * params.seq - 1u, params.seq, CAUSAL);
-    var top = -3.4e38;
-    for (var i = local; i < used; i += WORKGROUP) { top = max(top, b_load(row + i)); }
-    tops[local] = top;
-    workgroupBarrier();
-    for (var i = 0u; i < WORKGROUP; i++) { top = max(top, tops[i]); }
-    for (var t = local; t < params.length; t += WORKGROUP) {
-        let ahead = t < params.seq;
-        let behind = !CAUSAL && t + params.seq > params.length;
-        // b's index of distance s is N - 1 - s
-        let index = select(params.seq - 1u + (params.length - t), params.seq - 1u - t, ahead);
-        var c = 0.0;
-        if ahead || behind { c = exp(b_load(row + index) - top); }
-        scratch[params.start_out + head * params.length + t] = c;
-    }
+    let at = group_index(group, groups) * WORKGROUP + local;
+    if at >= params.count { return; }
+    let t = at % params.length;
+    let head = at / params.length;
+    let row = params.b.y + head * params.b.x;
+    let ahead = t < params.seq;
+    let behind = !CAUSAL && t + params.seq > params.length;
+    // b's index of distance s is N - 1 - s
+    let index = select(params.seq - 1u + (params.length - t), params.seq - 1u - t, ahead);
+    var c = 0.0;
+    if ahead || behind { c = exp(b_load(row + index) - scratch[params.start_in + head]); }
+    scratch[params.start_out + at] = c;
 }

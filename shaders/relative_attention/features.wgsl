@@ -1,20 +1,25 @@
 // Features of queries or keys: given, or positive random features of the normalised vector,
 // phi_m = exp(w_m . x / |x|). The factors exp(-1/2) and features^(-1/2) cancel in the quotient.
-// One invocation owns one feature.
-//   rows: [B, N, H, D]    w: [H, M, D]    scratch, at `start_out`: [B, H, N, M]
+// One invocation owns one feature. Positions from N to the next multiple of 4 have features 0.
+//   rows: [B, N, H, D]    w: [H, M, D]
+//   scratch, at `start_out`: [rows, M, positions], rows (batch, head) from `first` on
 // Source: Luo et al. 2021, arXiv:2106.12566.
 const WORKGROUP: u32 = 64u; // @spec
 const RANDOM: bool = true; // @spec
 
-// Must match `relative::Params`. `x`: strides (batch, position, head) and offset of the tensor at
-// hand; `start_q`, `start_in`, `start_out`: first elements in scratch.
+// Must match `relative::Params`. `x`: strides (batch, position, head) and offset of the rows at hand;
+// `w`: likewise of directions (head, feature), or of another tensor; `b`: stride of heads and offset;
+// `start_q`, `start_in`, `start_out`: first elements in scratch.
 struct Params {
     x: vec4<u32>,
     w: vec4<u32>,
+    b: vec2<u32>,
     first: u32,
     count: u32,
     heads: u32,
     seq: u32,
+    // seq, rounded up to a multiple of 4: positions of features in scratch
+    positions: u32,
     key_dim: u32,
     features: u32,
     value_dim: u32,
@@ -22,7 +27,7 @@ struct Params {
     start_q: u32,
     start_in: u32,
     start_out: u32,
-    pad: u32,
+    pad: vec2<u32>,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> scratch: array<f32>;
@@ -37,11 +42,12 @@ fn features(
 ) {
     let at = group_index(group, groups) * WORKGROUP + local;
     if at >= params.count { return; }
-    let m = at % params.features;
-    let t = at / params.features % params.seq;
-    let row = at / params.features / params.seq;
+    let t = at % params.positions;
+    let m = at / params.positions % params.features;
+    let row = params.first + at / params.positions / params.features;
     let head = row % params.heads;
-    let from_x = params.x.w + row / params.heads * params.x.x + t * params.x.y + head * params.x.z;
+    let place = min(t, params.seq - 1u);
+    let from_x = params.x.w + row / params.heads * params.x.x + place * params.x.y + head * params.x.z;
     var phi = 0.0;
     if RANDOM {
         let from_w = params.w.w + head * params.w.x + m * params.w.y;
@@ -56,5 +62,5 @@ fn features(
     } else {
         phi = rows_load(from_x + m);
     }
-    scratch[params.start_out + at] = phi;
+    scratch[params.start_out + at] = select(0.0, phi, t < params.seq);
 }

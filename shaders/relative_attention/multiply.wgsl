@@ -3,15 +3,19 @@
 //   (batch, head) from `first` on
 const WORKGROUP: u32 = 64u; // @spec
 
-// Must match `relative::Params`. `x`: strides (batch, position, head) and offset of the tensor at
-// hand; `start_q`, `start_in`, `start_out`: first elements in scratch.
+// Must match `relative::Params`. `x`: strides (batch, position, head) and offset of the rows at hand;
+// `w`: likewise of directions (head, feature), or of another tensor; `b`: stride of heads and offset;
+// `start_q`, `start_in`, `start_out`: first elements in scratch.
 struct Params {
     x: vec4<u32>,
     w: vec4<u32>,
+    b: vec2<u32>,
     first: u32,
     count: u32,
     heads: u32,
     seq: u32,
+    // seq, rounded up to a multiple of 4: positions of features in scratch
+    positions: u32,
     key_dim: u32,
     features: u32,
     value_dim: u32,
@@ -19,7 +23,7 @@ struct Params {
     start_q: u32,
     start_in: u32,
     start_out: u32,
-    pad: u32,
+    pad: vec2<u32>,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> spectra: array<vec2<f32>>;

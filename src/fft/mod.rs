@@ -106,6 +106,8 @@ pub struct FftPlan {
     tables: wgpu::Buffer,
     /// The device it was planned on.
     home: Arc<Home>,
+    /// Input, output and scratch are parts of one buffer: [`FftPlan::encode_within`].
+    within: bool,
 }
 
 /// What a transform reads and writes.
@@ -380,6 +382,15 @@ impl Fft {
     /// the number of workgroups is beyond the device, [`Error::Compile`], [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
     pub fn plan(&self, ctx: &Context, batch: u32) -> Result<FftPlan> {
+        self.checked(ctx, batch, false)
+    }
+
+    /// [`plan`](Self::plan) for [`FftPlan::encode_within`].
+    pub(crate) fn plan_within(&self, ctx: &Context, batch: u32) -> Result<FftPlan> {
+        self.checked(ctx, batch, true)
+    }
+
+    fn checked(&self, ctx: &Context, batch: u32, within: bool) -> Result<FftPlan> {
         for (length, what) in self.shape.into_iter().zip(["shape[0]", "shape[1]"]) {
             if length == 0 || length > MAX_LENGTH {
                 return Err(Error::shape(OP, what, format!("1 to {MAX_LENGTH}"), length));
@@ -397,7 +408,7 @@ impl Fft {
         }
         let tables = ctx.table(OP, bytes)?;
         let (caps, home) = (ctx.caps.clone(), Arc::clone(ctx.home()));
-        let plan = FftPlan { fft: *self, batch, caps, design, tables, home };
+        let plan = FftPlan { fft: *self, batch, caps, design, tables, home, within };
         for step in &plan.design.steps {
             fold(OP, step.groups(batch, &ctx.caps), &ctx.caps)?;
         }
@@ -613,12 +624,21 @@ impl FftPlan {
         self.keys().iter().map(Key::label).collect::<Vec<_>>().join("; ")
     }
 
+    /// How a step's input is bound.
+    fn origin(&self, route: &Route, step: usize, shared: bool) -> Origin {
+        match route.origin(step, shared) {
+            // a buffer that is written is not bound for reading alone
+            Origin::Input if self.within => Origin::Scratch,
+            origin => origin,
+        }
+    }
+
     /// Keys of the kernels, in order, for dense views.
     fn keys(&self) -> Vec<Key> {
         let steps = self.design.steps.iter().enumerate();
         let keys = steps.map(|(i, step)| {
             let (input, output) = (Strides::dense(step.in_dims), Strides::dense(step.out_dims));
-            let origin = self.design.apart.origin(i, false);
+            let origin = self.origin(&self.design.apart, i, false);
             step.variant(self.batch, input, output, origin).0.key(&self.caps)
         });
         keys.collect()
@@ -670,7 +690,6 @@ impl FftPlan {
         args.output.expect_output(OP, "output", shape(false), DType::F32)?;
         check_pairs("input", &args.input)?;
         check_pairs("output", &args.output)?;
-        let steps = &self.design.steps;
         // before they are compared: buffers of two devices may be equal
         let named = [("input", Some(args.input.buffer)), ("output", Some(args.output.buffer))];
         for (what, buffer) in named.into_iter().chain([("scratch", args.scratch)]) {
@@ -689,15 +708,43 @@ impl FftPlan {
                 }
             }
         }
+        self.record(ctx, pass, &args.input, &args.output, scratch.map(|buffer| (buffer, 0)), shared)
+    }
+
+    /// Records a transform from one part of a buffer to another, with scratch in the same buffer, from
+    /// byte `scratch_at` on. The caller has checked that the parts fit, and lie apart by so much that
+    /// their bindings do.
+    pub(crate) fn encode_within(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        input: TensorView<'_, 4>,
+        output: TensorView<'_, 4>,
+        scratch_at: u64,
+    ) -> Result<()> {
+        self.record(ctx, pass, &input, &output, Some((input.buffer, scratch_at)), false)
+    }
+
+    /// Records the passes. `scratch`: a buffer and where in it scratch starts.
+    fn record(
+        &self,
+        ctx: &Context,
+        pass: &mut wgpu::ComputePass<'_>,
+        input: &TensorView<'_, 4>,
+        output: &TensorView<'_, 4>,
+        scratch: Option<(&wgpu::Buffer, u64)>,
+        shared: bool,
+    ) -> Result<()> {
+        let route = if shared { &self.design.in_place } else { &self.design.apart };
         if self.batch == 0 {
             return Ok(());
         }
 
         let mut work = Vec::new();
-        for (i, step) in steps.iter().enumerate() {
+        for (i, step) in self.design.steps.iter().enumerate() {
             let place = |place: Place, dims: [u32; 2]| -> Result<(Resource<'_>, Strides)> {
                 match (place, scratch) {
-                    (Place::Scratch(part), Some(buffer)) => {
+                    (Place::Scratch(part), Some((buffer, at))) => {
                         let size = route.scratch[part];
                         if size > ctx.caps.binding_size {
                             let (need, limit) = (size, ctx.caps.binding_size);
@@ -710,21 +757,21 @@ impl FftPlan {
                         }
                         let binding = wgpu::BufferBinding {
                             buffer,
-                            offset: if part == 0 { 0 } else { route.scratch[0] },
+                            offset: at + if part == 0 { 0 } else { route.scratch[0] },
                             size: wgpu::BufferSize::new(size),
                         };
                         Ok((Resource::Buffer(binding), Strides::dense(dims)))
                     }
                     (Place::Output, _) => {
-                        Ok(numbers(&args.output, args.output.bind(OP, "output", &ctx.caps)?))
+                        Ok(numbers(output, output.bind(OP, "output", &ctx.caps)?))
                     }
-                    _ => Ok(numbers(&args.input, args.input.bind(OP, "input", &ctx.caps)?)),
+                    _ => Ok(numbers(input, input.bind(OP, "input", &ctx.caps)?)),
                 }
             };
-            let (source, input) = place(route.from(i), step.in_dims)?;
-            let (target, output) = place(route.to[i], step.out_dims)?;
-            let origin = route.origin(i, shared);
-            let (variant, axes) = step.variant(self.batch, input, output, origin);
+            let (source, from) = place(route.from(i), step.in_dims)?;
+            let (target, to) = place(route.to[i], step.out_dims)?;
+            let origin = self.origin(route, i, shared);
+            let (variant, axes) = step.variant(self.batch, from, to, origin);
             let kernel = ctx.kernel(variant.key(&self.caps))?;
             let groups = fold(OP, step.groups(self.batch, &self.caps), &self.caps)?;
             let mut resources = vec![target, self.tables.as_entire_binding()];

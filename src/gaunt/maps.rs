@@ -134,6 +134,15 @@ fn starts(lengths: impl Iterator<Item = usize>) -> Vec<u32> {
     all.iter().map(|s| s + shift).collect()
 }
 
+/// Refuses outputs of more terms than the driver's loops make trips.
+fn check_terms(ctx: &Context, op: &'static str, terms: impl Iterator<Item = u64>) -> Result<()> {
+    let (need, limit) = (terms.max().unwrap_or(0), ctx.caps.loop_trips);
+    match need > limit {
+        true => Err(Error::Limit { op, what: "terms of one output on this driver", need, limit }),
+        false => Ok(()),
+    }
+}
+
 impl Linear {
     /// `outputs`: the degree and the terms of each.
     pub(crate) fn new(
@@ -141,6 +150,7 @@ impl Linear {
         op: &'static str,
         outputs: &[(u32, Vec<Entry>)],
     ) -> Result<Self> {
+        check_terms(ctx, op, outputs.iter().map(|o| o.1.len() as u64))?;
         let starts = starts(outputs.iter().map(|o| o.1.len()));
         let mut table: Vec<[u32; 2]> = starts
             .iter()
@@ -265,15 +275,7 @@ impl Bilinear {
         op: &'static str,
         outputs: &[(u32, Vec<Pair>)],
     ) -> Result<Self> {
-        let longest = outputs.iter().map(|o| o.1.len() as u64).max().unwrap_or(0);
-        if longest > ctx.caps.loop_trips {
-            return Err(Error::Limit {
-                op,
-                what: "terms of one output on this driver",
-                need: longest,
-                limit: ctx.caps.loop_trips,
-            });
-        }
+        check_terms(ctx, op, outputs.iter().map(|o| o.1.len() as u64))?;
         let starts = starts(outputs.iter().map(|o| o.1.len()));
         let mut table: Vec<[u32; 4]> = starts
             .iter()

@@ -1,5 +1,7 @@
 //! Tensor products of irreps with learned weights.
 
+use std::sync::Arc;
+
 use super::{
     IrrepNormalization, Irreps, MAX_CG_LMAX,
     clebsch_gordan::{Coupled, Tensors, couple, one_channel},
@@ -11,6 +13,7 @@ use crate::{
     Context, DType, Error, Layout, Result, TensorView,
     dispatch::{Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
+    home::Home,
     shader::{Key, Source, source},
 };
 
@@ -120,6 +123,8 @@ pub struct WeightedTensorProductPlan {
     mixed: Option<Mixed>,
     /// Whether an instruction keeps copies apart.
     own: bool,
+    /// The device it was planned on.
+    home: Arc<Home>,
 }
 
 #[derive(Clone, Debug)]
@@ -272,6 +277,7 @@ impl WeightedTensorProduct {
             table: self.table(ctx, dims[2])?,
             mixed,
             own: self.instructions.iter().any(|i| i.connection == Connection::Uvu),
+            home: Arc::clone(ctx.home()),
         };
         ctx.kernel(plan.key())?;
         if plan.mixed.is_some() {
@@ -430,6 +436,17 @@ impl WeightedTensorProductPlan {
         self.mixed.as_ref().map_or(0, |m| 4 * u64::from(m.width) * u64::from(m.chunk))
     }
 
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
+    }
+
     /// The text of each kernel.
     pub fn wgsl(&self) -> Vec<String> {
         let mixed = self.mixed.iter().map(|_| self.mixed_key().wgsl());
@@ -486,13 +503,15 @@ impl WeightedTensorProductPlan {
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view that does not fit the plan,
     /// [`Error::SharedBuffer`], [`Error::Argument`] for missing scratch, [`Error::Limit`],
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
         ctx: &Context,
         pass: &mut wgpu::ComputePass<'_>,
         args: &WeightedTensorProductArgs<'_>,
     ) -> Result<()> {
+        ctx.expect_plan(OP, Some(&self.home))?;
         let (batch, dtype) = (self.batch, self.options.dtype);
         args.x.expect(OP, "x", [batch, self.dims[0]], dtype)?;
         args.y.expect(OP, "y", [batch, self.dims[1]], dtype)?;
@@ -510,7 +529,7 @@ impl WeightedTensorProductPlan {
             outputs.push(("scratch", scratch));
         }
         let inputs = [("x", args.x.buffer), ("y", args.y.buffer), ("w", args.w.buffer)];
-        distinct_outputs(OP, &outputs, &inputs)?;
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
         if self.dims[2] == 0 {
             return Ok(());
         }

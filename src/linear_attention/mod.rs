@@ -45,7 +45,7 @@ pub use encode::{LinearAttentionArgs, LinearAttentionPlan, StateArgs, StatePlan}
 pub use plan::MAX_PACKED;
 pub use relative::{
     RelativeAttention, RelativeAttentionArgs, RelativeAttentionPlan, RelativeAttentionShape,
-    RelativeFeatures,
+    RelativeFeatures, RelativeMethod, transform_error,
 };
 
 use crate::{DType, Error, Result};

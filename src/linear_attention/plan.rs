@@ -205,6 +205,12 @@ impl Design {
         if count == 1 && form == Form::Auto {
             return Ok(serial);
         }
+        // the scan over them is one loop
+        if u64::from(count) > caps.loop_trips {
+            let (need, limit) = (count.into(), caps.loop_trips);
+            let what = "loop trips on this driver for segments";
+            return Err(Error::Limit { op: OP, what, need, limit });
+        }
         Ok(Split::Segments { count, length })
     }
 

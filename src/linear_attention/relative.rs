@@ -1,20 +1,22 @@
-//! Kernelised attention with relative positions, in `O(n log n)` by Fourier transforms.
+//! Kernelised attention with relative positions, exact in `O(n^2)` or by Fourier transforms in
+//! `O(n log n)`.
 //!
 //! `o_i = sum_j e^b[j - i] (phi(q_i) . phi(k_j)) v_j / sum_j e^b[j - i] (phi(q_i) . phi(k_j))`.
-//! Both sums are a Toeplitz matrix times `phi(k_j) [v_j, 1]`, one column for each feature and
-//! channel; a Toeplitz matrix is a corner of a circulant one, and that is diagonal after a Fourier
-//! transform. Source: Luo et al. 2021, arXiv:2106.12566.
+//! Source: Luo et al. 2021, arXiv:2106.12566.
 //!
-//! Fourier sums have an error relative to their largest part: rows whose whole weight is small
-//! against the largest `e^b` lose digits that the quadratic sum would keep.
+//! Exact: as the sums are written, tile by tile, with a running reference for every row, as in a
+//! softmax. By transforms: both sums are a Toeplitz matrix times `phi(k_j) [v_j, 1]`, one column for
+//! each feature and channel; a Toeplitz matrix is a corner of a circulant one, and that is diagonal
+//! after a Fourier transform. Fourier sums have an error relative to their largest part, see
+//! [`transform_error`].
 
 use std::sync::Arc;
 
 use crate::{
-    Context, DType, Error, Layout, Result, TensorView,
+    Caps, Context, DType, Error, Layout, Result, TensorView,
     dispatch::{Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
-    fft::{Direction, Fft, FftArgs, FftPlan, Normalization},
+    fft::{Direction, Fft, FftPlan, Normalization},
     home::Home,
     shader::{Key, Source, source},
 };
@@ -23,11 +25,24 @@ const OP: &str = "relative_attention";
 
 const WORKGROUP: u32 = 64;
 
-/// Bytes of each large scratch buffer that a plan asks for, unless one head needs more.
+/// Of the kernel that finds the largest bias.
+const WORKGROUP_LARGEST: u32 = 256;
+
+/// Queries, keys and channels of a tile of the exact form, and features at a time.
+const TILE: u32 = 32;
+const DEPTH: u32 = 16;
+
+/// Bytes of each region of scratch that a plan asks for, unless one head needs more.
 const SCRATCH: u64 = 64 << 20;
 
-/// Parts of a scratch buffer start at multiples of so many elements: where any device can bind.
+/// Parts of scratch start at multiples of so many elements: where any device can bind.
 const ALIGN: u64 = 64;
+
+/// The longest sequence that transforms take.
+const LONGEST: u32 = crate::fft::MAX_LENGTH / 4;
+
+/// The relative error of a row's sums that [`RelativeMethod::Alike`] keeps to.
+const TARGET: f64 = 1e-4;
 
 /// Where the features of queries and keys come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -40,6 +55,48 @@ pub enum RelativeFeatures {
     Random(u32),
 }
 
+/// How the sums are made.
+///
+/// `b` lies on the device, where no plan can see it; so what does not hold for every `b` is chosen by
+/// the caller's word alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RelativeMethod {
+    /// As they are written, tile by tile, in `O(seq^2)` time and no memory but for the features.
+    ///
+    /// Every row is right relative to its own denominator, for every `b`: of any size, and `-inf`,
+    /// which hides its keys. What is hidden or after a causal query has no effect, NaN included.
+    #[default]
+    Exact,
+    /// By Fourier transforms where they are faster and [`transform_error`] is at most 1e-4 for so many
+    /// nats, else exact.
+    ///
+    /// The caller's word: of the terms `e^b[j - i] phi_m(k_j)` of one head and one feature `m` that
+    /// count, all positive, none is more than `e^nats` times another. Where that is not so, rows may
+    /// be wrong as with [`RelativeMethod::Transform`].
+    Alike(u32),
+    /// By Fourier transforms, in `O(seq log seq)` time, whatever the error.
+    ///
+    /// A row whose terms are small against the largest `e^b` of its head and the largest features of
+    /// its sequence loses what lies below about 1e-6 of them; where nothing is left, what comes out
+    /// is noise. A NaN anywhere reaches every row.
+    Transform,
+}
+
+/// What Fourier transforms add to the relative error of a row's sums, for terms that are alike to
+/// within `nats`, see [`RelativeMethod::Alike`]: `ERROR`.
+///
+/// The error of a transform is the same for all rows, and some `2^-24 sqrt(log2 seq)` of the root mean
+/// square of all sums. Under a causal mask the first row sums one term where the last sums `seq`.
+/// The result's error is so much of the largest value.
+pub fn transform_error(seq: u32, causal: bool, nats: u32) -> f64 {
+    let (seq, nats) = (f64::from(seq), f64::from(nats));
+    let shortest = if causal { seq } else { 1.0 };
+    SAFETY * 2f64.powi(-24) * (seq + 1.0).log2().sqrt() * shortest * nats.exp()
+}
+
+/// A factor above what is measured (tested).
+const SAFETY: f64 = 4.0;
+
 /// Options of kernelised attention with relative positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RelativeAttention {
@@ -47,6 +104,8 @@ pub struct RelativeAttention {
     pub features: RelativeFeatures,
     /// Keys after the query do not count.
     pub causal: bool,
+    /// How the sums are made.
+    pub method: RelativeMethod,
     /// Element type of `q`, `k`, `v` and `o`. Sums are f32, and so are `b` and `w`.
     pub dtype: DType,
 }
@@ -76,15 +135,15 @@ pub struct RelativeAttentionArgs<'a> {
     /// Values `[batch, seq, heads, value_dim]`.
     pub v: TensorView<'a, 4>,
     /// Logarithms of the weights by position `[heads, 2 seq - 1]`, f32: entry `j - i + seq - 1`
-    /// for query `i` and key `j`.
+    /// for query `i` and key `j`. `-inf` hides a key; NaN and `inf` have no meaning.
     pub b: TensorView<'a, 2>,
     /// Directions `[heads, features, key_dim]`, f32, needed with [`RelativeFeatures::Random`].
     pub w: Option<TensorView<'a, 3>>,
     /// Output `[batch, seq, heads, value_dim]`, written everywhere.
     pub o: TensorView<'a, 4>,
-    /// Buffers apart from all others, with usage `STORAGE` and at least
-    /// [`RelativeAttentionPlan::scratch_bytes`] bytes each, in that order.
-    pub scratch: [&'a wgpu::Buffer; 3],
+    /// [`RelativeAttentionPlan::scratch_bytes`] bytes with usage `STORAGE`; `None` if that is 0. A
+    /// buffer apart from the others; its contents are lost. See [`RelativeAttentionPlan::scratch`].
+    pub scratch: Option<&'a wgpu::Buffer>,
 }
 
 /// A checked and compiled problem. Encode it as often as you like.
@@ -93,16 +152,22 @@ pub struct RelativeAttentionPlan {
     options: RelativeAttention,
     shape: RelativeAttentionShape,
     features: u32,
-    /// Of the circulant matrices.
-    length: u32,
     /// (batch, head) rows at a time.
     chunk: u32,
+    /// `None`: exact.
+    transforms: Option<Transforms>,
+    /// The device it was planned on.
+    home: Arc<Home>,
+}
+
+#[derive(Debug)]
+struct Transforms {
+    /// Of the circulant matrices.
+    length: u32,
     /// Of the columns and of the circulants, and back.
     forward: FftPlan,
     circulants: FftPlan,
     inverse: FftPlan,
-    /// The device it was planned on.
-    home: Arc<Home>,
 }
 
 // Must match `Params` in shaders/relative_attention/*.wgsl (tested).
@@ -111,10 +176,12 @@ pub struct RelativeAttentionPlan {
 struct Params {
     x: [u32; 4],
     w: [u32; 4],
+    b: [u32; 2],
     first: u32,
     count: u32,
     heads: u32,
     seq: u32,
+    positions: u32,
     key_dim: u32,
     features: u32,
     value_dim: u32,
@@ -122,30 +189,53 @@ struct Params {
     start_q: u32,
     start_in: u32,
     start_out: u32,
-    pad: u32,
+    pad: [u32; 2],
 }
 
 const FEATURES: Source = source!("relative_attention/features.wgsl");
+const EXACT: Source = source!("relative_attention/exact.wgsl");
+const LARGEST: Source = source!("relative_attention/largest.wgsl");
 const CIRCULANT: Source = source!("relative_attention/circulant.wgsl");
 const EXPAND: Source = source!("relative_attention/expand.wgsl");
 const MULTIPLY: Source = source!("relative_attention/multiply.wgsl");
 const CONTRACT: Source = source!("relative_attention/contract.wgsl");
 
-/// First elements of the parts of the first scratch buffer, and its end.
+/// Where things lie in scratch. Offsets are in elements of 4 bytes, from the start of a region.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Parts {
+    /// The first region: what kernels here write and read.
     features_q: u64,
     features_k: u64,
+    largest: u64,
     circulants: u64,
     columns: u64,
-    end: u64,
+    /// The second: spectra of the circulants, and from here on of the columns.
+    spectra: u64,
+    /// Bytes of the regions, each of which is bound apart; the third is the transforms' own.
+    regions: [u64; 3],
+}
+
+impl Parts {
+    /// First byte of each region, and the end of the last.
+    fn starts(&self) -> [u64; 4] {
+        let mut at = 0u64;
+        let mut next = |bytes: u64| {
+            at = at.saturating_add(bytes.checked_next_multiple_of(4 * ALIGN).unwrap_or(u64::MAX));
+            at
+        };
+        let [a, b, c] = self.regions.map(&mut next);
+        [0, a, b, c]
+    }
 }
 
 impl RelativeAttention {
-    /// Checks the problem, chooses the length of the transforms, compiles.
+    /// Checks the problem, chooses the form and the length of the transforms, compiles.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a size of 0, [`Error::Limit`] for a problem one head of which the device
-    /// cannot hold, [`Error::Compile`], [`Error::DeviceLost`].
+    /// [`Error::Shape`] for a size of 0 or a sequence of more than 2^22, [`Error::Limit`] for a problem
+    /// one head of which the device cannot hold, or that takes more loop trips than its driver makes
+    /// ([`Caps::loop_trips`](crate::Caps::loop_trips)), [`Error::Compile`], [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
     pub fn plan(
         &self,
         ctx: &Context,
@@ -166,61 +256,131 @@ impl RelativeAttention {
                 return Err(Error::shape(OP, what, "at least 1", n));
             }
         }
-        let limit = u64::from(crate::fft::MAX_LENGTH / 4);
-        if u64::from(shape.seq) > limit {
-            return Err(Error::shape(OP, "seq", format!("at most {limit}"), shape.seq));
+        if shape.seq > LONGEST {
+            return Err(Error::shape(OP, "seq", format!("at most {LONGEST}"), shape.seq));
         }
-        let length = circulant_length(shape.seq);
-        let columns = u64::from(features) * (u64::from(shape.value_dim) + 1);
-        // a spectrum is the larger of the two
-        let row = columns.saturating_mul(4 * (u64::from(length) + 2));
-        let rows = u64::from(shape.batch) * u64::from(shape.heads);
-        let features_bytes = rows.saturating_mul(8 * u64::from(shape.seq) * u64::from(features));
-        // both buffers start with the heads' own part
-        let own = u64::from(shape.heads) * 4 * (u64::from(length) + 2) + 16 * ALIGN;
-        let left = ctx.caps.binding_size.saturating_sub(features_bytes.saturating_add(own));
-        let chunk = (SCRATCH.min(left) / row).clamp(1, rows.max(1));
-        let too_much = |need: u64| Error::Limit {
-            op: OP,
-            what: "bytes of scratch",
-            need,
-            limit: ctx.caps.binding_size,
+        let transforms = match self.method {
+            RelativeMethod::Exact => false,
+            RelativeMethod::Alike(nats) => {
+                shape.seq > crossover(features, shape.value_dim)
+                    && transform_error(shape.seq, self.causal, nats) <= TARGET
+            }
+            RelativeMethod::Transform => true,
         };
-        // what follows computes with sizes that fit
-        if features_bytes > ctx.caps.binding_size {
-            return Err(too_much(features_bytes));
+        check_trips(&shape, features, transforms, ctx.caps.loop_trips)?;
+        let length = transforms.then(|| circulant_length(shape.seq));
+        let chunk = chunk(&shape, features, length, &ctx.caps)?;
+        let transforms = length
+            .map(|length| -> Result<Transforms> {
+                let fft = |direction, normalization| Fft {
+                    shape: [1, length],
+                    direction,
+                    normalization,
+                    real: true,
+                };
+                let batch = columns(&shape, features).saturating_mul(chunk.into());
+                let batch = u32::try_from(batch).map_err(|_| too_much(u64::MAX, &ctx.caps))?;
+                let forward = fft(Direction::Forward, Normalization::None);
+                let inverse = fft(Direction::Inverse, Normalization::ByLength);
+                Ok(Transforms {
+                    length,
+                    forward: forward.plan_within(ctx, batch)?,
+                    circulants: forward.plan_within(ctx, shape.heads)?,
+                    inverse: inverse.plan_within(ctx, batch)?,
+                })
+            })
+            .transpose()?;
+        let home = Arc::clone(ctx.home());
+        let plan =
+            RelativeAttentionPlan { options: *self, shape, features, chunk, transforms, home };
+        let most = plan.parts().regions.into_iter().max().unwrap_or(0);
+        if most > ctx.caps.binding_size || most / 4 > u64::from(u32::MAX) {
+            return Err(too_much(most, &ctx.caps));
         }
-        let chunk = u32::try_from(chunk).map_err(|_| too_much(u64::MAX))?;
-        let batch =
-            u32::try_from(columns.saturating_mul(chunk.into())).map_err(|_| too_much(u64::MAX))?;
-        let fft = |direction, normalization| Fft {
-            shape: [1, length],
-            direction,
-            normalization,
-            real: true,
-        };
-        let forward = fft(Direction::Forward, Normalization::None);
-        let plan = RelativeAttentionPlan {
-            options: *self,
-            shape,
-            features,
-            length,
-            chunk,
-            forward: forward.plan(ctx, batch)?,
-            circulants: forward.plan(ctx, shape.heads)?,
-            inverse: fft(Direction::Inverse, Normalization::ByLength).plan(ctx, batch)?,
-            home: Arc::clone(ctx.home()),
-        };
-        let [first, second, _] = plan.scratch_bytes();
-        let need = first.max(second);
-        if need > ctx.caps.binding_size || need / 4 > u64::from(u32::MAX) {
-            return Err(too_much(need));
+        if plan.scratch_bytes() > ctx.caps.buffer_size {
+            let (need, limit) = (plan.scratch_bytes(), ctx.caps.buffer_size);
+            return Err(Error::Limit { op: OP, what: "bytes of scratch", need, limit });
         }
+        fold(OP, plan.units(), &ctx.caps)?;
         for key in plan.keys() {
             ctx.kernel(key)?;
         }
         Ok(plan)
     }
+}
+
+fn too_much(need: u64, caps: &Caps) -> Error {
+    Error::Limit { op: OP, what: "bytes of scratch", need, limit: caps.binding_size }
+}
+
+/// The most loop trips that an invocation makes, against what the driver makes: beyond it results
+/// would be wrong, in silence.
+fn check_trips(
+    shape: &RelativeAttentionShape,
+    features: u32,
+    transforms: bool,
+    limit: u64,
+) -> Result<()> {
+    let (seq, features) = (u64::from(shape.seq), u64::from(features));
+    let all = |what, need: u64| match need > limit {
+        true => Err(Error::Limit { op: OP, what, need, limit }),
+        false => Ok(()),
+    };
+    all("loop trips on this driver for key_dim", shape.key_dim.into())?;
+    if transforms {
+        all("loop trips on this driver for features", features)?;
+        let sweeps = (2 * seq - 1).div_ceil(WORKGROUP_LARGEST.into());
+        all("loop trips on this driver for 2 seq - 1", sweeps + u64::from(WORKGROUP_LARGEST))
+    } else {
+        // for each tile: once for itself, three times for some features, four times for its values
+        let each = 5 + 3 * features.div_ceil(DEPTH.into());
+        all("loop trips on this driver for seq and features", seq.div_ceil(TILE.into()) * each)
+    }
+}
+
+/// The longest sequence for which the exact form is taken though transforms would do.
+fn crossover(features: u32, value_dim: u32) -> u32 {
+    let [m, v] = [features, value_dim].map(u64::from);
+    // what the transforms do for one position, against what the exact form does for one pair
+    let columns = m * (v + 1);
+    let pair = m * v.div_ceil(TILE.into()) + v;
+    u32::try_from(CROSSOVER * columns / pair).unwrap_or(u32::MAX)
+}
+
+const CROSSOVER: u64 = 100;
+
+/// What is transformed for one (batch, head) row: features times channels, and times 1.
+fn columns(shape: &RelativeAttentionShape, features: u32) -> u64 {
+    u64::from(features) * (u64::from(shape.value_dim) + 1)
+}
+
+fn rows(shape: &RelativeAttentionShape) -> u64 {
+    u64::from(shape.batch) * u64::from(shape.heads)
+}
+
+/// How many rows there is scratch for at a time.
+fn chunk(
+    shape: &RelativeAttentionShape,
+    features: u32,
+    length: Option<u32>,
+    caps: &Caps,
+) -> Result<u32> {
+    let bytes = |rows| {
+        let [first, second, _] = Parts::new(shape, features, rows, length).regions;
+        first.max(second)
+    };
+    // the transforms' own regions are as large again
+    let share = if length.is_some() { 4 } else { 1 };
+    let limit = caps.binding_size.min(caps.buffer_size / share);
+    let (own, one) = (bytes(0), bytes(1));
+    if one > caps.binding_size {
+        return Err(too_much(one, caps));
+    }
+    let left = SCRATCH.min(limit.saturating_sub(own));
+    // a part may be rounded up by ALIGN elements, and there are up to three
+    let row = one - own + 12 * ALIGN;
+    let chunk = (left / row).clamp(1, rows(shape).max(1));
+    u32::try_from(chunk).map_err(|_| too_much(u64::MAX, caps))
 }
 
 /// The length of circulant matrices that hold Toeplitz matrices of size `n`: the first even number
@@ -238,6 +398,44 @@ fn circulant_length(n: u32) -> u32 {
     (n..).map(|half| 2 * half).find(smooth).unwrap_or(u32::MAX)
 }
 
+impl Parts {
+    /// For so many rows (batch, head) at a time; exact without a length of circulants.
+    fn new(shape: &RelativeAttentionShape, features: u32, rows: u64, length: Option<u32>) -> Self {
+        let aligned = |n: u64| n.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX / 16);
+        let heads = u64::from(shape.heads);
+        let positions = u64::from(shape.seq).next_multiple_of(4);
+        let all = aligned((rows * positions).saturating_mul(features.into()));
+        let mut at = 0u64;
+        let mut next = |n: u64| {
+            let start = at;
+            at = at.saturating_add(n);
+            start
+        };
+        let (features_q, features_k) = (next(all), next(all));
+        let (mut largest, mut circulants, mut columns_at) = (0, 0, 0);
+        let (mut spectra, mut second) = (0, 0);
+        if let Some(length) = length {
+            let (length, half) = (u64::from(length), u64::from(length / 2 + 1));
+            let columns = rows.saturating_mul(columns(shape, features));
+            largest = next(aligned(heads));
+            circulants = next(aligned(heads * length));
+            columns_at = next(aligned(columns.saturating_mul(length)));
+            spectra = aligned(2 * heads * half);
+            second = spectra.saturating_add(columns.saturating_mul(2 * half));
+        }
+        let first = next(0);
+        Self {
+            features_q,
+            features_k,
+            largest,
+            circulants,
+            columns: columns_at,
+            spectra,
+            regions: [first.saturating_mul(4), second.saturating_mul(4), 0],
+        }
+    }
+}
+
 impl RelativeAttentionPlan {
     /// The options.
     pub fn options(&self) -> RelativeAttention {
@@ -249,64 +447,82 @@ impl RelativeAttentionPlan {
         self.shape
     }
 
-    /// Bytes that the three buffers of [`RelativeAttentionArgs::scratch`] must have: features and
-    /// columns, spectra, and what the transforms need; never 0.
-    pub fn scratch_bytes(&self) -> [u64; 3] {
-        let transforms = [&self.forward, &self.circulants, &self.inverse];
-        let most = transforms.iter().map(|t| t.scratch_bytes()).max().unwrap_or(0);
-        [4 * self.parts().end, 8 * self.spectra()[1], most.max(16)]
+    /// Whether the sums go by Fourier transforms; else they are made as they are written.
+    pub fn by_transforms(&self) -> bool {
+        self.transforms.is_some()
     }
 
-    /// The text of the kernels around the transforms.
+    /// Bytes that [`RelativeAttentionArgs::scratch`] must have; 0 without rows.
+    pub fn scratch_bytes(&self) -> u64 {
+        if rows(&self.shape) == 0 { 0 } else { self.parts().starts()[3] }
+    }
+
+    /// A buffer for [`RelativeAttentionArgs::scratch`], `None` if none is needed. Calls may share it
+    /// where one follows the other.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Limit`].
+    pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
+        let bytes = self.scratch_bytes();
+        let make = || ctx.create_buffer(OP, bytes, wgpu::BufferUsages::STORAGE);
+        (bytes > 0).then(make).transpose()
+    }
+
+    /// The text of the kernels around the transforms, or of the exact form.
     pub fn wgsl(&self) -> Vec<String> {
         self.keys().iter().map(Key::wgsl).collect()
     }
 
-    fn columns(&self) -> u64 {
-        u64::from(self.features) * (u64::from(self.shape.value_dim) + 1)
-    }
-
     fn parts(&self) -> Parts {
-        let s = &self.shape;
-        let rows = u64::from(s.batch) * u64::from(s.heads);
-        let features = (rows * u64::from(s.seq)).saturating_mul(self.features.into());
-        let features = features.next_multiple_of(ALIGN);
-        let circulants = (u64::from(s.heads) * u64::from(self.length)).next_multiple_of(ALIGN);
-        let columns = u64::from(self.chunk) * self.columns() * u64::from(self.length);
-        Parts {
-            features_q: 0,
-            features_k: features,
-            circulants: 2 * features,
-            columns: 2 * features + circulants,
-            end: 2 * features + circulants + columns,
+        let length = self.transforms.as_ref().map(|t| t.length);
+        let mut parts = Parts::new(&self.shape, self.features, self.chunk.into(), length);
+        if let Some(t) = &self.transforms {
+            let bytes = [&t.forward, &t.circulants, &t.inverse].map(FftPlan::scratch_bytes);
+            parts.regions[2] = bytes.into_iter().max().unwrap_or(0);
         }
+        parts
     }
 
-    /// First complex number of the columns' spectra, after those of the circulants, and the end.
-    fn spectra(&self) -> [u64; 2] {
-        let half = u64::from(self.length / 2 + 1);
-        let first = (u64::from(self.shape.heads) * half).next_multiple_of(ALIGN);
-        [first, first + u64::from(self.chunk) * self.columns() * half]
+    /// Tiles of the exact form.
+    fn units(&self) -> u64 {
+        let tiles = |n: u32| u64::from(n.div_ceil(TILE));
+        u64::from(self.chunk) * tiles(self.shape.seq).saturating_mul(tiles(self.shape.value_dim))
     }
 
-    /// Of features, circulants, columns, the product of spectra, and the contraction.
-    fn keys(&self) -> [Key; 5] {
+    /// Of features and tiles; or of features, largest biases, circulants, columns, the product of
+    /// spectra, and the contraction.
+    fn keys(&self) -> Vec<Key> {
         let random = matches!(self.options.features, RelativeFeatures::Random(_));
         let decl = |dtype| Some(TensorDecl::new(dtype, false));
         let (element, single) = (decl(self.options.dtype), decl(DType::F32));
-        let key = |source, entry, flag: Option<(&'static str, bool)>, tensors| {
-            let mut spec = vec![("WORKGROUP", format!("{WORKGROUP}u"))];
+        let key = |source, entry, workgroup: u32, flag: Option<(&'static str, bool)>, tensors| {
+            let mut spec = Vec::new();
+            if workgroup > 0 {
+                spec.push(("WORKGROUP", format!("{workgroup}u")));
+            }
             spec.extend(flag.map(|(name, value)| (name, value.to_string())));
             Key { source, entry, spec, tensors }
         };
         let w = if random { single } else { None };
-        [
-            key(FEATURES, "features", Some(("RANDOM", random)), vec![("rows", element), ("w", w)]),
-            key(CIRCULANT, "circulant", Some(("CAUSAL", self.options.causal)), vec![("b", single)]),
-            key(EXPAND, "expand", None, vec![("rows", element)]),
-            key(MULTIPLY, "multiply", None, vec![]),
-            key(CONTRACT, "contract", None, vec![("o", element)]),
-        ]
+        let causal = Some(("CAUSAL", self.options.causal));
+        let features = vec![("rows", element), ("w", w)];
+        let mut keys =
+            vec![key(FEATURES, "features", WORKGROUP, Some(("RANDOM", random)), features)];
+        if self.transforms.is_some() {
+            let b = vec![("b", single)];
+            keys.extend([
+                key(LARGEST, "largest", WORKGROUP_LARGEST, causal, b.clone()),
+                key(CIRCULANT, "circulant", WORKGROUP, causal, b),
+                key(EXPAND, "expand", WORKGROUP, None, vec![("rows", element)]),
+                key(MULTIPLY, "multiply", WORKGROUP, None, vec![]),
+                key(CONTRACT, "contract", WORKGROUP, None, vec![("o", element)]),
+            ]);
+        } else {
+            // its tiles make its workgroup
+            let tensors = vec![("rows", element), ("b", single), ("o", element)];
+            keys.push(key(EXACT, "exact", 0, causal, tensors));
+        }
+        keys
     }
 
     /// Records the kernels into the caller's encoder, in a compute pass of their own; submits
@@ -333,8 +549,8 @@ impl RelativeAttentionPlan {
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Strides`], [`Error::OutOfRange`],
     /// [`Error::Misaligned`] or [`Error::Usage`] for a view or a buffer that does not fit the plan,
-    /// [`Error::Argument`] for directions missing or not wanted, [`Error::SharedBuffer`],
-    /// [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::Argument`] for directions or scratch missing or directions not wanted,
+    /// [`Error::SharedBuffer`], [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`],
     /// [`Error::OtherContext`] for a tensor, a buffer or a plan of another device.
     pub fn encode_pass(
         &self,
@@ -342,108 +558,116 @@ impl RelativeAttentionPlan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &RelativeAttentionArgs<'_>,
     ) -> Result<()> {
-        self.check(ctx, args)?;
+        let Some(scratch) = self.check(ctx, args)? else { return Ok(()) };
         let s = &self.shape;
-        let rows = u64::from(s.batch) * u64::from(s.heads);
-        if rows == 0 {
-            return Ok(());
-        }
-        let (parts, [first_spectrum, _]) = (self.parts(), self.spectra());
-        let [real, complex, scratch] = args.scratch;
-        let [real_bytes, complex_bytes, _] = self.scratch_bytes();
-        let bind = |buffer, bytes: u64| {
-            let size = wgpu::BufferSize::new(bytes);
-            Resource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size })
+        let (parts, starts) = (self.parts(), self.parts().starts());
+        let region = |i: usize| {
+            let (offset, size) = (starts[i], wgpu::BufferSize::new(parts.regions[i]));
+            Resource::Buffer(wgpu::BufferBinding { buffer: scratch, offset, size })
         };
-        let (reals, spectra) = (bind(real, real_bytes), bind(complex, complex_bytes));
-        let [features, circulant, expand, multiply, contract] = self.keys();
-        let common = Params {
-            heads: s.heads,
-            seq: s.seq,
-            key_dim: s.key_dim,
-            features: self.features,
-            value_dim: s.value_dim,
-            length: self.length,
-            ..Default::default()
-        };
+        let (q, k) = (args.q.bind(OP, "q", &ctx.caps)?, args.k.bind(OP, "k", &ctx.caps)?);
+        let (v, o) = (args.v.bind(OP, "v", &ctx.caps)?, args.o.bind(OP, "o", &ctx.caps)?);
+        let b = args.b.bind(OP, "b", &ctx.caps)?;
         let place = |view: &TensorView<'_, 4>, offset| {
             let [batch, position, head, _] = view.strides_u32();
             [batch, position, head, offset]
         };
-
-        let count = small(rows * u64::from(s.seq) * u64::from(self.features));
-        for (name, view, to) in [("q", &args.q, parts.features_q), ("k", &args.k, parts.features_k)]
-        {
-            let x = view.bind(OP, name, &ctx.caps)?;
-            let mut params =
-                Params { x: place(view, x.offset), count, start_out: small(to), ..common };
-            let mut resources = vec![reals.clone(), x.resource];
-            if let Some(w) = &args.w {
-                let bound = w.bind(OP, "w", &ctx.caps)?;
-                let [head, feature, _] = w.strides_u32();
-                params.w = [head, feature, 0, bound.offset];
-                resources.push(bound.resource);
-            }
-            run(ctx, pass, &features, params, &resources, groups(count))?;
+        let (place_q, place_k) = (place(&args.q, q.offset), place(&args.k, k.offset));
+        let (place_v, place_o) = (place(&args.v, v.offset), place(&args.o, o.offset));
+        let (mut place_w, mut directions) = ([0; 4], None);
+        if let Some(w) = &args.w {
+            let bound = w.bind(OP, "w", &ctx.caps)?;
+            let [head, feature, _] = w.strides_u32();
+            place_w = [head, feature, 0, bound.offset];
+            directions = Some(bound.resource);
         }
-        let b = args.b.bind(OP, "b", &ctx.caps)?;
-        let x = [args.b.strides_u32()[0], 0, 0, b.offset];
-        let params = Params { x, start_out: small(parts.circulants), ..common };
-        run(ctx, pass, &circulant, params, &[reals.clone(), b.resource], s.heads.into())?;
-
-        let half = self.length / 2 + 1;
-        let columns = small(u64::from(self.chunk) * self.columns());
-        let lines = |buffer, offset, shape: [u32; 3]| {
-            let [n, width, parts] = shape;
-            let layout = Layout::contiguous([n, 1, width, parts]).with_offset(offset);
-            TensorView { buffer, layout, dtype: DType::F32 }
+        let common = Params {
+            b: [args.b.strides_u32()[0], b.offset],
+            heads: s.heads,
+            seq: s.seq,
+            positions: s.seq.next_multiple_of(4),
+            key_dim: s.key_dim,
+            features: self.features,
+            value_dim: s.value_dim,
+            length: self.transforms.as_ref().map_or(0, |t| t.length),
+            start_q: small(parts.features_q),
+            start_in: small(parts.features_k),
+            ..Default::default()
         };
-        let transform = |pass: &mut wgpu::ComputePass<'_>, plan: &FftPlan, input, output| {
-            let scratch = (plan.scratch_bytes() > 0).then_some(scratch);
-            plan.encode_pass(ctx, pass, &FftArgs { input, output, scratch })
+        let keys = self.keys();
+        let line = |region: usize, first, [n, width, parts]: [u32; 3]| {
+            let layout = Layout::contiguous([n, 1, width, parts]);
+            let layout = layout.with_offset(starts[region] / 4 + first);
+            TensorView { buffer: scratch, layout, dtype: DType::F32 }
         };
-        let circulants = lines(real, parts.circulants, [s.heads, self.length, 1]);
-        transform(pass, &self.circulants, circulants, lines(complex, 0, [s.heads, half, 2]))?;
-        let in_space = lines(real, parts.columns, [columns, self.length, 1]);
-        let in_frequency = lines(complex, 2 * first_spectrum, [columns, half, 2]);
-        let (v, o) = (args.v.bind(OP, "v", &ctx.caps)?, args.o.bind(OP, "o", &ctx.caps)?);
+        if let (Some(t), [_, largest, circulant, ..]) = (&self.transforms, &keys[..]) {
+            let resources = [region(0), b.resource.clone()];
+            let params = Params { start_out: small(parts.largest), ..common };
+            run(ctx, pass, largest, params, &resources, s.heads.into())?;
+            let count = s.heads * t.length;
+            let start_in = small(parts.largest);
+            let params = Params { count, start_in, start_out: small(parts.circulants), ..common };
+            run(ctx, pass, circulant, params, &resources, groups(count))?;
+            let input = line(0, parts.circulants, [s.heads, t.length, 1]);
+            let output = line(1, 0, [s.heads, t.length / 2 + 1, 2]);
+            t.circulants.encode_within(ctx, pass, input, output, starts[2])?;
+        }
         let mut done = 0;
-        while done < rows {
+        while done < rows(s) {
             // the last chunk may do some rows again
-            let first = small(done.min(rows - u64::from(self.chunk)));
-            let count = columns * self.length;
-            let params = Params {
-                x: place(&args.v, v.offset),
-                first,
-                count,
-                start_in: small(parts.features_k),
-                start_out: small(parts.columns),
-                ..common
-            };
-            let resources = [reals.clone(), v.resource.clone()];
-            run(ctx, pass, &expand, params, &resources, groups(count))?;
-            transform(pass, &self.forward, in_space, in_frequency)?;
-            let count = columns * half;
-            let params = Params { first, count, start_out: small(first_spectrum), ..common };
-            run(ctx, pass, &multiply, params, std::slice::from_ref(&spectra), groups(count))?;
-            transform(pass, &self.inverse, in_frequency, in_space)?;
-            let count = self.chunk * s.seq * s.value_dim;
-            let params = Params {
-                x: place(&args.o, o.offset),
-                first,
-                count,
-                start_q: small(parts.features_q),
-                start_in: small(parts.columns),
-                ..common
-            };
-            let resources = [reals.clone(), o.resource.clone()];
-            run(ctx, pass, &contract, params, &resources, groups(count))?;
+            let first = small(done.min(rows(s) - u64::from(self.chunk)));
+            let common = Params { first, ..common };
+            let count = self.chunk * self.features * common.positions;
+            for (x, resource, to) in
+                [(place_q, &q.resource, parts.features_q), (place_k, &k.resource, parts.features_k)]
+            {
+                let params = Params { x, w: place_w, count, start_out: small(to), ..common };
+                let resources = [Some(region(0)), Some(resource.clone()), directions.clone()];
+                let resources: Vec<_> = resources.into_iter().flatten().collect();
+                run(ctx, pass, &keys[0], params, &resources, groups(count))?;
+            }
+            match (&self.transforms, &keys[..]) {
+                (Some(t), [.., expand, multiply, contract]) => {
+                    let columns = small(u64::from(self.chunk) * columns(s, self.features));
+                    let in_space = line(0, parts.columns, [columns, t.length, 1]);
+                    let in_frequency = line(1, parts.spectra, [columns, t.length / 2 + 1, 2]);
+                    let count = columns * t.length;
+                    let start_out = small(parts.columns);
+                    let params = Params { x: place_v, count, start_out, ..common };
+                    let resources = [region(0), v.resource.clone()];
+                    run(ctx, pass, expand, params, &resources, groups(count))?;
+                    t.forward.encode_within(ctx, pass, in_space, in_frequency, starts[2])?;
+                    let count = columns * (t.length / 2 + 1);
+                    // in pairs
+                    let start_out = small(parts.spectra / 2);
+                    let params = Params { count, start_in: 0, start_out, ..common };
+                    run(ctx, pass, multiply, params, &[region(1)], groups(count))?;
+                    t.inverse.encode_within(ctx, pass, in_frequency, in_space, starts[2])?;
+                    let count = self.chunk * s.seq * s.value_dim;
+                    let start_in = small(parts.columns);
+                    let params = Params { x: place_o, count, start_in, ..common };
+                    let resources = [region(0), o.resource.clone()];
+                    run(ctx, pass, contract, params, &resources, groups(count))?;
+                }
+                (_, keys) => {
+                    let params =
+                        Params { x: place_v, w: place_o, count: small(self.units()), ..common };
+                    let resources =
+                        [region(0), v.resource.clone(), b.resource.clone(), o.resource.clone()];
+                    run(ctx, pass, &keys[1], params, &resources, self.units())?;
+                }
+            }
             done += u64::from(self.chunk);
         }
         Ok(())
     }
 
-    fn check(&self, ctx: &Context, args: &RelativeAttentionArgs<'_>) -> Result<()> {
+    /// The scratch buffer, or `None` if there is nothing to do.
+    fn check<'a>(
+        &self,
+        ctx: &Context,
+        args: &RelativeAttentionArgs<'a>,
+    ) -> Result<Option<&'a wgpu::Buffer>> {
         ctx.expect_plan(OP, Some(&self.home))?;
         let (s, dtype) = (&self.shape, self.options.dtype);
         let rows = |n: u32| [s.batch, s.seq, s.heads, n];
@@ -473,9 +697,9 @@ impl RelativeAttentionPlan {
             }
         }
         let mut outputs = vec![("o", args.o.buffer)];
-        let names = ["scratch[0]", "scratch[1]", "scratch[2]"];
-        for ((what, buffer), need) in names.into_iter().zip(args.scratch).zip(self.scratch_bytes())
-        {
+        let (what, need) = ("scratch", self.scratch_bytes());
+        let scratch = args.scratch.filter(|_| need > 0);
+        if let Some(buffer) = scratch {
             if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
                 return Err(Error::Usage { op: OP, what, missing: wgpu::BufferUsages::STORAGE });
             }
@@ -483,8 +707,11 @@ impl RelativeAttentionPlan {
                 return Err(Error::OutOfRange { op: OP, what, end: need, size: buffer.size() });
             }
             outputs.push((what, buffer));
+        } else if need > 0 {
+            return Err(Error::argument(OP, what, format!("needs {need} bytes, none given")));
         }
-        distinct_outputs(ctx, OP, &outputs, &inputs)
+        distinct_outputs(ctx, OP, &outputs, &inputs)?;
+        Ok(scratch)
     }
 }
 
@@ -519,17 +746,19 @@ mod tests {
 
     #[test]
     fn params_match_the_kernels() {
-        for kernel in [FEATURES, CIRCULANT, EXPAND, MULTIPLY, CONTRACT] {
+        for kernel in [FEATURES, EXACT, LARGEST, CIRCULANT, EXPAND, MULTIPLY, CONTRACT] {
             let lib = include_str!("../../shaders/lib/index.wgsl");
             let module = naga::front::wgsl::parse_str(&format!("{}\n{lib}", kernel.text)).unwrap();
             let got = reflect::struct_layout(&module, "Params");
             let want = [
                 ("x", offset_of!(Params, x)),
                 ("w", offset_of!(Params, w)),
+                ("b", offset_of!(Params, b)),
                 ("first", offset_of!(Params, first)),
                 ("count", offset_of!(Params, count)),
                 ("heads", offset_of!(Params, heads)),
                 ("seq", offset_of!(Params, seq)),
+                ("positions", offset_of!(Params, positions)),
                 ("key_dim", offset_of!(Params, key_dim)),
                 ("features", offset_of!(Params, features)),
                 ("value_dim", offset_of!(Params, value_dim)),

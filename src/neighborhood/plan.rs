@@ -305,8 +305,11 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let workgroup = workgroup(caps);
         let tiles = match (self.algorithm, self.tiles) {
             (Algorithm::Naive, _) => {
-                if keys > caps.loop_trips {
-                    return Err(too_long(keys));
+                // once for each key, and then for each axis of a factorised bias
+                let axes = if matches!(self.bias, RelativeBias::Factorised { .. }) { 3 } else { 0 };
+                let trips = keys.saturating_mul(1 + axes);
+                if trips > caps.loop_trips {
+                    return Err(too_long(trips));
                 }
                 NeighborhoodTiles {
                     axis: 0,

@@ -433,7 +433,9 @@ impl<const D: usize> NeighborhoodAttention<D> {
                     let width = i64::try_from(width).unwrap_or(i64::MAX);
                     let blocks = walk(&groups, width, extra, tiles.slots, tiles.block_k, turns);
                     key_blocks += count * like * number * blocks;
-                    trips = trips.max(blocks + groups.len() as u64 + u64::from(tiles.slots));
+                    // a group may come, be scored and leave in a loop of its own each
+                    let turns = 3 * (groups.len() as u64 + u64::from(tiles.slots));
+                    trips = trips.max(blocks + turns);
                     groups_walked += count * like * number * groups.len() as u64;
                 }
             }

@@ -4,7 +4,7 @@
 /// `shape` is `[rows, heads, n, features, value_dim]` with `rows` (batch, head) pairs, the head
 /// fastest; features of queries and keys `[rows, n, features]`, `v` and the result
 /// `[rows, n, value_dim]`, `b: [heads, 2 n - 1]` by key minus query, from `-(n - 1)` on. Causal:
-/// keys after the query do not count.
+/// keys after the query do not count. A key with `b = -inf` does not either; a row without keys is 0.
 pub fn relative_attention(
     shape: [usize; 5],
     causal: bool,
@@ -20,12 +20,19 @@ pub fn relative_attention(
         for i in 0..n {
             let q = phi(phi_q, i);
             let (mut above, mut below) = (vec![0.0; value_dim], 0.0);
-            for j in 0..if causal { i + 1 } else { n } {
+            let seen = 0..if causal { i + 1 } else { n };
+            let bias = |j: usize| b[row % heads * (2 * n - 1) + j + n - 1 - i];
+            // cancels, and keeps e^b finite
+            let top = seen.clone().map(bias).fold(f64::NEG_INFINITY, f64::max);
+            for j in seen.filter(|&j| bias(j) > f64::NEG_INFINITY) {
                 let similarity: f64 = q.iter().zip(phi(phi_k, j)).map(|(q, k)| q * k).sum();
-                let weight = similarity * b[row % heads * (2 * n - 1) + j + n - 1 - i].exp();
+                let weight = similarity * (bias(j) - top).exp();
                 below += weight;
                 let v = &v[(row * n + j) * value_dim..][..value_dim];
                 above.iter_mut().zip(v).for_each(|(a, v)| *a += weight * v);
+            }
+            if below == 0.0 {
+                continue;
             }
             let o = &mut out[(row * n + i) * value_dim..][..value_dim];
             o.iter_mut().zip(above).for_each(|(o, a)| *o = a / below);

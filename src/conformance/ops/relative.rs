@@ -24,7 +24,8 @@ fn kernel_rpe(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let w = if given { None } else { Some(case.input::<3>("in.w")?) };
     let [batch, heads, seq, key_dim] = q_shape;
     let features = w.map_or(RelativeFeatures::Given, |([_, n, _], _)| RelativeFeatures::Random(n));
-    let options = RelativeAttention { features, causal: case.param_bool("causal")?, dtype };
+    let causal = case.param_bool("causal")?;
+    let options = RelativeAttention { features, causal, dtype, ..Default::default() };
     let value_dim = v_shape[3];
     let plan =
         options.plan(rig, RelativeAttentionShape { batch, seq, heads, key_dim, value_dim })?;
@@ -32,8 +33,7 @@ fn kernel_rpe(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
     let (v, b) = (rig.upload(v_shape, v, dtype)?, rig.upload(b_shape, b, DType::F32)?);
     let w = w.map(|(shape, w)| rig.upload(shape, w, DType::F32)).transpose()?;
     let o = rig.poisoned(v_shape, dtype)?;
-    let [x, y, z] = plan.scratch_bytes().map(|bytes| rig.scratch(bytes));
-    let (x, y, z) = (x?, y?, z?);
+    let scratch = rig.scratch(plan.scratch_bytes())?;
     let args = RelativeAttentionArgs {
         q: q.view_as(heads_last(q_shape))?,
         k: k.view_as(heads_last(k_shape))?,
@@ -41,7 +41,7 @@ fn kernel_rpe(rig: &Rig<'_>, case: &Case, dtype: DType) -> Outcome {
         b: b.view(),
         w: w.as_ref().map(Tensor::view),
         o: o.view_as(heads_last(v_shape))?,
-        scratch: [&x, &y, &z],
+        scratch: Some(&scratch),
     };
     rig.submit(|encoder| plan.encode(rig, encoder, &args))?;
     Ok(vec![rig.output("out.o", &o)?])
