@@ -1169,6 +1169,12 @@ fn published_decays() {
     close(&per_head(Decay::alibi(1).unwrap()), &[-(2f64.powi(-8))]);
     close(&per_head(Decay::retention(3).unwrap()), &[5, 6, 7].map(|n| (1.0 - 2f64.powi(-n)).ln()));
     assert_eq!(per_head(Decay::slopes(&[0.5, 0.0])), [-0.5, 0.0]);
+    // many heads, and the last layer: rates so low that only their logarithms say them
+    let many = per_head(Decay::retention(80).unwrap());
+    close(&many, &(0..80).map(|h| (-(2f64.powi(-5 - h))).ln_1p()).collect::<Vec<_>>());
+    let last = per_head(Decay::lightning_alibi(79, 80, 64).unwrap());
+    let rate = |h: i32| -(2f64.powf(-f64::from(h + 1) / 8.0)) * 1e-5;
+    close(&last, &(0..64).map(rate).collect::<Vec<_>>());
 
     let message = |e: Result<Decay>| e.unwrap_err().to_string();
     assert_eq!(
@@ -1543,6 +1549,374 @@ fn small_devices() {
                 }
                 let plan = op.plan(&least, LinearAttentionShape::new(1, 64, 2, k, v)).unwrap();
                 assert_eq!(plan.tier(), Tier::Portable);
+            }
+        }
+    }
+}
+
+/// Log decays from none to strong. Factors of the first are nearer to 1 than f32 can say.
+const SLOW: [f32; 6] = [0.0, -4e-8, -1e-6, -2e-6, -1e-4, -1e-2];
+
+/// One sequence of so many tokens, a head for each of [`SLOW`], all with the same tokens.
+fn slow_problem(rng: &mut Rng, op: &LinearAttention, tokens: u32) -> (LinearAttentionShape, Data) {
+    let heads = SLOW.len() as u32;
+    let s = LinearAttentionShape {
+        heads_q: 1,
+        heads_k: 1,
+        heads_v: 1,
+        ..LinearAttentionShape::new(1, tokens, heads, 4, 4)
+    };
+    let op = LinearAttention { decay: Decay::None, ..op.clone() };
+    let mut x = Data::random(rng, &op, &s, true);
+    for row in x.beta.chunks_mut(SLOW.len()) {
+        row.fill(row[0]);
+    }
+    (s, x)
+}
+
+/// The gates of [`slow_problem`] for a kind of decay.
+fn slow_gates(decay: &Decay, tokens: u32) -> Vec<f32> {
+    let width = match decay {
+        Decay::PerToken => 1,
+        Decay::PerChannel => 4,
+        _ => return Vec::new(),
+    };
+    (0..tokens).flat_map(|_| SLOW.iter().flat_map(|g| vec![*g; width])).collect()
+}
+
+/// Errors of each head against the reference: of outputs and of the state.
+fn slow_errors(got: &Got, want: &LinearAttentionOutputs) -> Vec<[f64; 2]> {
+    let heads = SLOW.len();
+    let of = |h: usize| {
+        let o: (Vec<f32>, Vec<f64>) = got
+            .o
+            .iter()
+            .zip(&want.o)
+            .enumerate()
+            .filter(|(i, _)| i / 4 % heads == h)
+            .map(|(_, (a, b))| (*a, *b))
+            .unzip();
+        [rel_rms(&o.0, &o.1), rel_rms(&got.state[h * 16..][..16], &want.state[h * 16..][..16])]
+    };
+    (0..heads).map(of).collect()
+}
+
+fn shown(errors: &[[f64; 2]]) -> String {
+    errors.iter().map(|[o, s]| format!("{o:.1e}/{s:.1e} ")).collect()
+}
+
+/// Errors of outputs and states against those of the first head, which forgets nothing.
+fn hold_slow(what: &str, errors: &[[f64; 2]]) {
+    if std::env::var("TILEWISE_REPORT").is_ok() {
+        return;
+    }
+    for e in errors {
+        for side in [0, 1] {
+            assert!(e[side] <= 2.0 * errors[0][side] + FLOOR, "{what}");
+        }
+    }
+}
+
+/// A slow decay costs no digits: at most twice the error of the same tokens without decay, in every
+/// form and however decays are given. Factors of single tokens would be off by up to half, each
+/// time.
+#[test]
+fn slow_decays_keep_their_digits() {
+    let lengths: &[u32] =
+        if common::slow() { &[1024, 16_384, 65_536, 262_144, 1 << 20] } else { &[20_000] };
+    let forms = [
+        (Form::Recurrent, None),
+        (Form::ChunkLoop, None),
+        (Form::ChunkParallel, None),
+        (Form::ChunkLoop, Some(16)),
+    ];
+    for &tokens in lengths {
+        let (s, mut x) = slow_problem(&mut Rng(30), &base(), tokens);
+        let op = LinearAttention { decay: Decay::PerHead(SLOW.to_vec()), ..base() };
+        let want = truth(&op, &s, &x, None);
+        for (d, Device { name, ctx }) in devices().iter().enumerate() {
+            let mut deal = Deal::new(d, 7);
+            for decay in [Decay::PerHead(SLOW.to_vec()), Decay::PerToken, Decay::PerChannel] {
+                for (form, chunk_size) in forms {
+                    if !deal.takes() {
+                        continue;
+                    }
+                    let op = LinearAttention { decay: decay.clone(), form, chunk_size, ..base() };
+                    x.gates = slow_gates(&decay, tokens);
+                    let got = execute(ctx, &mut Rng(31), &op, &s, &x, None, true).unwrap();
+                    let errors = slow_errors(&got, &want);
+                    let kind = match decay {
+                        Decay::PerToken => "token",
+                        Decay::PerChannel => "channel",
+                        _ => "head",
+                    };
+                    let what = format!(
+                        "{name} {tokens} {form:?} {chunk_size:?} per {kind}: {}",
+                        shown(&errors)
+                    );
+                    println!("{what}");
+                    hold_slow(&what, &errors);
+                }
+            }
+        }
+    }
+}
+
+/// The same for the delta rule, for weights and for denominators with their key sums.
+#[test]
+fn slow_decays_keep_their_digits_under_every_rule() {
+    let tokens = 6000;
+    let forms = [(Form::Recurrent, None), (Form::ChunkLoop, None), (Form::ChunkLoop, Some(8))];
+    let rules = [
+        LinearAttention { update: Update::Delta, ..base() },
+        LinearAttention {
+            update: Update::Weighted,
+            feature_map: FeatureMap::EluPlusOne,
+            normalize: Normalize::Eps(1e-6),
+            ..base()
+        },
+    ];
+    for op in rules {
+        let (s, mut x) = slow_problem(&mut Rng(40), &op, tokens);
+        let op = LinearAttention { decay: Decay::PerHead(SLOW.to_vec()), ..op };
+        let want = truth(&op, &s, &x, None);
+        for (d, Device { name, ctx }) in devices().iter().enumerate() {
+            let mut deal = Deal::new(d, 5);
+            for decay in [Decay::PerToken, Decay::PerChannel] {
+                for (form, chunk_size) in forms {
+                    if !deal.takes() {
+                        continue;
+                    }
+                    let op =
+                        LinearAttention { decay: decay.clone(), form, chunk_size, ..op.clone() };
+                    x.gates = slow_gates(&decay, tokens);
+                    let got = execute(ctx, &mut Rng(41), &op, &s, &x, None, true).unwrap();
+                    let errors = slow_errors(&got, &want);
+                    let what = format!("{name} {op:?}: {}", shown(&errors));
+                    println!("{what}");
+                    hold_slow(&what, &errors);
+                    if !got.key_sum.is_empty() {
+                        let of = |h: usize| {
+                            rel_rms(&got.key_sum[h * 4..][..4], &want.key_sum[h * 4..][..4])
+                        };
+                        for h in 0..SLOW.len() {
+                            assert!(of(h) <= 2.0 * of(0) + FLOOR, "{what}: key sum {:.1e}", of(h));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Decoding: one call for each token, the state in place.
+#[test]
+fn slow_decays_keep_their_digits_token_by_token() {
+    let tokens: u32 = if common::slow() { 1 << 20 } else { 20_000 };
+    let (s, x) = slow_problem(&mut Rng(32), &base(), tokens);
+    let op = LinearAttention { decay: Decay::PerHead(SLOW.to_vec()), ..base() };
+    let want = truth(&op, &s, &x, None);
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 5);
+        for decay in [Decay::PerHead(SLOW.to_vec()), Decay::PerToken, Decay::PerChannel] {
+            if !deal.takes() {
+                continue;
+            }
+            let op = LinearAttention { decay: decay.clone(), ..base() };
+            let plan = op.plan(ctx, LinearAttentionShape { seq_q: 1, seq_k: 1, ..s }).unwrap();
+            let up = |x: &[f32]| Tensor::upload(ctx, [1, tokens, 1, 4], x).unwrap();
+            let (q, k, v) = (up(&x.q), up(&x.k), up(&x.v));
+            // every token has the same gates
+            let gates = slow_gates(&decay, 1);
+            let gates = (!gates.is_empty())
+                .then(|| Tensor::upload(ctx, [1, 1, 6, gates.len() as u32 / 6], &gates).unwrap());
+            let state = Tensor::upload(ctx, [1, 6, 4, 4], &x.state).unwrap();
+            let o = Tensor::<4>::zeros(ctx, [1, tokens, 6, 4], DType::F32).unwrap();
+            let row = |t: u32, heads: u32| {
+                Layout::contiguous([1, 1, heads, 4]).with_offset(u64::from(t * heads * 4))
+            };
+            let mut t = 0;
+            while t < tokens {
+                let end = (t + 2000).min(tokens);
+                run(ctx, |encoder| {
+                    let mut pass = encoder.begin_compute_pass(&Default::default());
+                    for t in t..end {
+                        let args = LinearAttentionArgs {
+                            gates: gates.as_ref().map(Tensor::view),
+                            initial_state: Some(state.view()),
+                            final_state: Some(state.view()),
+                            ..LinearAttentionArgs::new(
+                                q.view_as(row(t, 1))?,
+                                k.view_as(row(t, 1))?,
+                                v.view_as(row(t, 1))?,
+                                o.view_as(row(t, 6))?,
+                            )
+                        };
+                        plan.encode_pass(ctx, &mut pass, &args)?;
+                    }
+                    Ok(())
+                })
+                .unwrap();
+                t = end;
+            }
+            let got = Got {
+                o: o.download(ctx).unwrap(),
+                state: state.download(ctx).unwrap(),
+                key_sum: vec![],
+            };
+            let errors = slow_errors(&got, &want);
+            let what = format!("{name} {tokens} single {decay:?}: {}", shown(&errors));
+            println!("{what}");
+            hold_slow(&what, &errors);
+        }
+    }
+}
+
+/// What a weight or beta of zero hides may hold anything; so may tokens of the future for those
+/// before them, and the initial states of other sequences.
+#[test]
+fn hidden_tokens_may_hold_anything() {
+    let hidden_at = |t: u32| t % 5 == 2 || t % 7 == 6;
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 7);
+        let mut rng = Rng(33);
+        for op in variants().into_iter().filter(|op| op.update != Update::Add).step_by(2) {
+            for (form, chunk_size) in
+                FORMS.map(|f| (f, None)).into_iter().chain([(Form::ChunkLoop, Some(8))])
+            {
+                let op = LinearAttention { form, chunk_size, ..op.clone() };
+                if !legal(&op) || !deal.takes() {
+                    continue;
+                }
+                for bad in [f32::NAN, f32::INFINITY] {
+                    let s = small(45);
+                    let mut x = Data::random(&mut rng, &op, &s, true);
+                    for t in (0..45).filter(|t| hidden_at(*t)) {
+                        let at = t as usize;
+                        x.beta[at * 2..][..2].fill(0.0);
+                        x.k[at * 32..][..32].fill(bad);
+                        x.v[at * 32..][..32].fill(-bad);
+                    }
+                    let got = execute(ctx, &mut rng, &op, &s, &x, None, true).unwrap();
+                    for t in (0..45).filter(|t| hidden_at(*t)) {
+                        let at = t as usize;
+                        x.k[at * 32..][..32].fill(0.0);
+                        x.v[at * 32..][..32].fill(0.0);
+                    }
+                    judge(name, &op, &s, &x, None, &got);
+                }
+            }
+        }
+    }
+}
+
+/// Token `t` of no form sees what comes after it.
+#[test]
+fn the_future_may_hold_anything() {
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 7);
+        let mut rng = Rng(34);
+        for op in variants().into_iter().filter(|op| op.causal).step_by(3) {
+            for (form, chunk_size) in
+                FORMS.map(|f| (f, None)).into_iter().chain([(Form::ChunkLoop, Some(8))])
+            {
+                let op = LinearAttention { form, chunk_size, ..op.clone() };
+                if !legal(&op) || !deal.takes() {
+                    continue;
+                }
+                // inside a chunk and inside a pair of tokens
+                let (s, cut) = (small(45), 27);
+                let mut x = Data::random(&mut rng, &op, &s, true);
+                let want = execute(ctx, &mut Rng(35), &op, &s, &x, None, true).unwrap();
+                let at = cut as usize;
+                x.k[at * 32..].fill(f32::NAN);
+                x.v[at * 32..].fill(f32::INFINITY);
+                x.q[at * 32..].fill(f32::NAN);
+                let widths = [&x.gates, &x.beta].map(|x| x.len() / 45);
+                x.gates[at * widths[0]..].fill(f32::NAN);
+                x.beta[at * widths[1]..].fill(f32::NAN);
+                let got = execute(ctx, &mut Rng(35), &op, &s, &x, None, true).unwrap();
+                let same = bits(&got.o[..at * 32]) == bits(&want.o[..at * 32]);
+                assert!(same, "{name}: {op:?}");
+            }
+        }
+    }
+}
+
+/// Sequences have nothing to do with one another: the first and the last of those packed hold NaN
+/// everywhere, and one that is empty in its initial state.
+#[test]
+fn other_sequences_may_hold_anything() {
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 7);
+        let mut rng = Rng(36);
+        for op in variants().into_iter().step_by(4) {
+            for form in FORMS {
+                let op = LinearAttention { form, packed: true, ..op.clone() };
+                if !legal(&op) || !deal.takes() {
+                    continue;
+                }
+                let cu = [0u32, 13, 13, 46, 51];
+                let s = LinearAttentionShape { batch: 4, ..small(51) };
+                let clean = Data::random(&mut rng, &op, &s, true);
+                let mut x = clean.clone();
+                for part in [&mut x.q, &mut x.k, &mut x.v, &mut x.gates, &mut x.beta] {
+                    let width = part.len() / 51;
+                    part[..13 * width].fill(f32::NAN);
+                    part[46 * width..].fill(f32::INFINITY);
+                }
+                for part in [&mut x.state, &mut x.key_sum] {
+                    let width = part.len() / 4;
+                    part[..2 * width].fill(f32::NAN);
+                    part[3 * width..].fill(f32::NAN);
+                }
+                let got = execute(ctx, &mut Rng(37), &op, &s, &x, Some(&cu), true).unwrap();
+                let want = execute(ctx, &mut Rng(37), &op, &s, &clean, Some(&cu), true).unwrap();
+                assert_eq!(
+                    bits(&got.o[13 * 32..46 * 32]),
+                    bits(&want.o[13 * 32..46 * 32]),
+                    "{name}: {op:?}"
+                );
+                let third = |x: &[f32]| bits(&x[x.len() / 2..x.len() / 4 * 3]);
+                assert_eq!(third(&got.state), third(&want.state), "{name}: {op:?}");
+                assert_eq!(third(&got.key_sum), third(&want.key_sum), "{name}: {op:?}");
+                // nothing happened to the empty one
+                assert!(got.state[512..1024].iter().all(|x| x.is_nan()), "{name}: {op:?}");
+            }
+        }
+    }
+}
+
+/// Feature maps of numbers far from zero.
+#[test]
+fn feature_maps_far_out() {
+    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+        let mut deal = Deal::new(d, 3);
+        for feature_map in [FeatureMap::Silu, FeatureMap::EluPlusOne] {
+            for form in [Form::Recurrent, Form::ChunkLoop] {
+                if !deal.takes() {
+                    continue;
+                }
+                let op = LinearAttention { feature_map, form, ..base() };
+                let s = LinearAttentionShape::new(1, 8, 1, 1, 1);
+                // each value is what its key leaves in the state of its own token
+                let keys = [-1e30f32, -1e5, -300.0, -90.0, -20.0, -1.0, 50.0, 200.0];
+                let mut x = Data::random(&mut Rng(38), &op, &s, false);
+                x.k = keys.to_vec();
+                x.q = vec![1.0; 8];
+                x.v = vec![1.0; 8];
+                for n in 1..=8 {
+                    let s = LinearAttentionShape::new(1, n, 1, 1, 1);
+                    let x = x.tokens(&op, &s, 0, n);
+                    let got = execute(ctx, &mut Rng(39), &op, &s, &x, None, true).unwrap();
+                    let want = truth(&op, &s, &x, None).state[0];
+                    let error = (f64::from(got.state[0]) - want).abs();
+                    assert!(
+                        error <= 1e-6 * want.abs() + 1e-37,
+                        "{name}: {op:?} {n}: {got} {want}",
+                        got = got.state[0]
+                    );
+                }
             }
         }
     }

@@ -5,14 +5,16 @@
 //   o_i   = (q_i e^{b_i}) S_in + sum_{j <= i} (sum_c q_ic k_jc e^{b_ic - b_jc}) v_j
 //   S_out = e^{b_last} S_in + sum_j (k_j e^{b_last - b_j}) v_j^T
 // with b the log decay accumulated from the chunk's first token on. Decays of a range of tokens
-// are products of the tokens' own factors, all at most 1: nothing overflows however strong the
-// gates are, and no difference of large sums is taken.
+// are products of factors, all at most 1: nothing overflows however strong the gates are, and no
+// difference of large sums is taken. Weak gates wait until they have summed up to a factor: meanwhile
+// keys are divided by what the state waits to fade by and queries multiplied by it (decay_step in
+// lib/linear.wgsl).
 // Delta rule: v_j is replaced by u_j, the solution of the unit triangular system
 //   u_i + beta_i sum_{j < i} (sum_c k_ic k_jc e^{b_ic - b_jc}) u_j = beta_i (v_i - (k_i e^{b_i}) S_in),
 // by forward substitution.
 //   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
-//   gate [H] (factors), [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
-//   decays [B, H, segments, K] f32
+//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
+//   decays [B, H, segments, K] f32, logarithms
 // Source: Yang et al. 2023, arXiv:2312.06635, section 4; delta rule: Yang et al. 2024,
 // arXiv:2406.06484, section 3. Twin: none; the reference is the recurrence.
 const DIM: u32 = 64u; // @spec
@@ -22,7 +24,7 @@ const V: u32 = 64u; // @spec
 const V4: u32 = 16u; // @spec
 const CU: u32 = 1u; // @spec
 const PACKED: bool = false; // @spec
-// 0 none, 1 per head (a factor), 2 per token, 3 per token and channel (logarithms)
+// logarithms: 0 none, 1 per head, 2 per token, 3 per token and channel
 const DECAY: u32 = 0u; // @spec
 // 0 add, 1 weighted, 2 delta rule
 const UPDATE: u32 = 0u; // @spec
@@ -52,6 +54,10 @@ const DELTA_TILE: u32 = 1u; // @spec
 const DELTA_SCORES: u32 = 1u; // @spec
 const Z: u32 = 1u; // @spec
 const TOTAL: u32 = 1u; // @spec
+// what is staged at a time, CHUNK * KP, or KP where a channel's tokens depend on one another; channels
+// that one invocation stages then, or 1
+const TASKS: u32 = 512u; // @spec
+const WAITS: u32 = 1u; // @spec
 // rows, those past the last feature zero
 const KP: u32 = RG * RK;
 const WORKGROUP: u32 = RG * COLUMNS;
@@ -93,8 +99,9 @@ struct Params {
     scale: f32,
     // eps or least value of the denominator
     floor: f32,
-    pad0: u32,
-    pad1: u32,
+    // 0, unknown to compilers
+    zero: u32,
+    pad: u32,
     // bounds of packed sequences
     cu: array<vec4<u32>, CU>,
 }
@@ -125,6 +132,7 @@ var<workgroup> scores: array<f32, CHUNK * CHUNK>;
 var<workgroup> delta_scores: array<f32, DELTA_SCORES>;
 var<workgroup> factors: array<f32, CHUNK>;
 var<workgroup> betas: array<f32, CHUNK>;
+// before that, what the state waits to fade by at each token, see `up_of`
 var<workgroup> denominators: array<f32, CHUNK>;
 // decay over the chunk
 var<workgroup> fade: array<f32, KP>;
@@ -159,12 +167,33 @@ fn k_feature(row: u32, c: u32) -> f32 {
 }
 
 
+// Whether the weight or beta of token `t`, at `at` in memory, is zero: it hides key and value,
+// whatever they hold.
+fn hidden(at: u32) -> bool {
+    if UPDATE == 0u {
+        return false;
+    }
+    return beta_load(at) == 0.0;
+}
+
 // Factor of channel `c` at token `i` of the chunk.
 fn factor_of(i: u32, c: u32) -> f32 {
     if DECAY == 3u {
         return gates[(i * KP + c) % GATE_TILE];
     }
+    if DECAY == 0u {
+        return 1.0;
+    }
     return factors[i];
+}
+
+// What the state waits to fade by at token `i`, for all channels; those with gates of their own have it in
+// their keys and queries.
+fn up_of(i: u32) -> f32 {
+    if DECAY == 1u || DECAY == 2u {
+        return denominators[i];
+    }
+    return 1.0;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -224,64 +253,86 @@ fn chunk_portable(
             }
         }
         if TOTALS {
-            totals[c % TOTAL] = 1.0;
+            totals[c % TOTAL] = 0.0;
         }
     }
+    // what the state waits to fade by, in two parts: of this invocation's channels, or, in the first
+    // invocation, of all, with the logarithm of what has faded
+    var waits: array<vec2<f32>, WAITS>;
+    var wait = vec2<f32>(0.0);
+    var gone = 0.0;
 
     for (var chunk = begin; chunk < end; chunk += CHUNK) {
         let n = min(CHUNK, end - chunk);
         workgroupBarrier();
-        for (var i = local; i < CHUNK * KP; i += WORKGROUP) {
-            let t = chunk + i / KP;
-            let c = i % KP;
-            let live = i / KP < n && c < FEATURES;
-            var query = 0.0;
-            var key = 0.0;
-            var factor = 1.0;
-            if live {
-                if READS {
+        for (var task = local; task < TASKS; task += WORKGROUP) {
+            for (var i = task; i < CHUNK * KP; i += TASKS) {
+                let t = chunk + i / KP;
+                let c = i % KP;
+                let live = i / KP < n && c < FEATURES;
+                var query = 0.0;
+                var key = 0.0;
+                if live && READS {
                     query = q_feature(q_base + t * params.q.y, c);
                 }
-                if WRITES {
+                if live && WRITES && !hidden(b_base + t * params.beta.y) {
                     key = k_feature(k_base + t * params.k.y, c);
                     if UPDATE == 1u {
                         key *= beta_load(b_base + t * params.beta.y);
                     }
-                    if DECAY == 3u {
-                        factor = gate_factor(vec4<f32>(gate_load(g_base + t * params.gate.y + c))).x;
+                }
+                var up = 1.0;
+                if DECAY == 3u {
+                    var g = 0.0;
+                    if live && WRITES {
+                        g = gate_load(g_base + t * params.gate.y + c);
+                    }
+                    let before = waits[task / WORKGROUP];
+                    let step = decay_step(vec4<f32>(g), vec4<f32>(before.x), vec4<f32>(before.y));
+                    waits[task / WORKGROUP] = vec2<f32>(step.log.x, step.rest.x);
+                    gates[i % GATE_TILE] = step.factor.x;
+                    up = step.up.x;
+                    if TOTALS {
+                        totals[c % TOTAL] += step.gone.x;
                     }
                 }
-            }
-            queries[i] = query;
-            keys[i] = key;
-            if DECAY == 3u {
-                gates[i % GATE_TILE] = factor;
+                queries[i] = query * up;
+                keys[i] = key / up;
+                if UPDATE == 2u {
+                    old_keys[i % DELTA_TILE] = key * up;
+                }
             }
         }
         for (var i = local; i < CHUNK * COLUMNS; i += WORKGROUP) {
             let group = min(slice * COLUMNS + i % COLUMNS, V4 - 1u) * 4u;
             var x = vec4<f32>(0.0);
-            if WRITES && i / COLUMNS < n {
+            if WRITES && i / COLUMNS < n && !hidden(b_base + (chunk + i / COLUMNS) * params.beta.y) {
                 x = v_load4n(v_base + (chunk + i / COLUMNS) * params.v.y + group, min(4u, V - group));
             }
             values[i] = x;
         }
-        for (var i = local; i < CHUNK; i += WORKGROUP) {
-            var factor = 1.0;
-            var beta_of = 0.0;
-            if WRITES && i < n {
-                if DECAY == 1u {
-                    factor = gate_load(g_base);
-                }
-                if DECAY == 2u {
-                    factor = gate_factor(vec4<f32>(gate_load(g_base + (chunk + i) * params.gate.y))).x;
-                }
-                if UPDATE == 2u {
+        if UPDATE == 2u {
+            for (var i = local; i < CHUNK; i += WORKGROUP) {
+                var beta_of = 0.0;
+                if i < n {
                     beta_of = beta_load(b_base + (chunk + i) * params.beta.y);
                 }
+                betas[i] = beta_of;
             }
-            factors[i] = factor;
-            betas[i] = beta_of;
+        }
+        if WRITES && (DECAY == 1u || DECAY == 2u) && local == 0u {
+            for (var i = 0u; i < CHUNK; i++) {
+                // a decay per head has no stride of tokens
+                var g = 0.0;
+                if i < n {
+                    g = gate_load(g_base + (chunk + i) * params.gate.y);
+                }
+                let step = decay_step(vec4<f32>(g), vec4<f32>(wait.x), vec4<f32>(wait.y));
+                wait = vec2<f32>(step.log.x, step.rest.x);
+                gone += step.gone.x;
+                factors[i] = step.factor.x;
+                denominators[i] = step.up.x;
+            }
         }
         workgroupBarrier();
 
@@ -306,7 +357,7 @@ fn chunk_portable(
                             if side == 0u {
                                 sum[I] = fma(queries[I * KP + c], key, sum[I]);
                             } else {
-                                sum[I] = fma(keys[I * KP + c], key, sum[I]);
+                                sum[I] = fma(old_keys[(I * KP + c) % DELTA_TILE], key, sum[I]);
                             }
                         }
                         // @end
@@ -324,6 +375,7 @@ fn chunk_portable(
                         sum += score_parts[part * CHUNK * CHUNK + p];
                     }
                     if DECAY == 1u || DECAY == 2u {
+                        sum *= up_of(i) / up_of(j);
                         for (var u = j + 1u; u <= i; u++) {
                             sum *= factors[u];
                         }
@@ -339,23 +391,21 @@ fn chunk_portable(
         }
 
         // queries decayed from the chunk's start, keys to its end
-        if DECAY != 0u || UPDATE == 2u || TOTALS {
+        if DECAY != 0u {
             for (var c = local; c < KP; c += WORKGROUP) {
                 var run = 1.0;
                 for (var i = 0u; i < CHUNK; i++) {
                     run *= factor_of(i, c);
-                    queries[i * KP + c] *= run;
+                    let reach = run * up_of(i);
+                    queries[i * KP + c] *= reach;
                     if UPDATE == 2u {
-                        old_keys[(i * KP + c) % DELTA_TILE] = keys[i * KP + c] * run;
+                        old_keys[(i * KP + c) % DELTA_TILE] *= reach;
                     }
                 }
                 fade[c] = run;
-                if TOTALS {
-                    totals[c % TOTAL] *= run;
-                }
                 var back = 1.0;
                 for (var i = CHUNK; i > 0u; i--) {
-                    keys[(i - 1u) * KP + c] *= back;
+                    keys[(i - 1u) * KP + c] *= back / up_of(i - 1u);
                     back *= factor_of(i - 1u, c);
                 }
             }
@@ -490,16 +540,40 @@ fn chunk_portable(
         }
     }
 
-    // key sums and totals are stored by those who summed them
+    // what the state still waits for is due
+    if WRITES && DECAY != 0u && (STORES || TOTALS) {
+        workgroupBarrier();
+        for (var c = local; c < KP && DECAY == 3u; c += WORKGROUP) {
+            fade[c] = waits[c / WORKGROUP].x;
+            if TOTALS {
+                totals[c % TOTAL] += fade[c];
+            }
+        }
+        for (var c = 0u; c < KP && DECAY != 3u && local == 0u; c++) {
+            fade[c] = wait.x;
+            if TOTALS {
+                totals[c % TOTAL] = gone + wait.x;
+            }
+        }
+        workgroupBarrier();
+        // @unroll R RK
+        s[R] = decay_apply(s[R], decay_late(fade[first_row + R]), vec4<f32>(0.0), params.zero);
+        // @end
+    }
     if STORES {
         // @unroll R RK
         if own && first_row + R < FEATURES {
             state_store4n(s_base + (first_row + R) * params.state.z + column, min(4u, V - column), s[R]);
         }
         // @end
+        // by those who summed them
         if NORM != 0u && slice == 0u {
             for (var c = local; c < FEATURES; c += WORKGROUP) {
-                z_store(params.z_out + z_at + c, sum_k[c % Z]);
+                var sum = sum_k[c % Z];
+                if WRITES && DECAY != 0u {
+                    sum = decay_apply(vec4<f32>(sum), decay_late(fade[c]), vec4<f32>(0.0), params.zero).x;
+                }
+                z_store(params.z_out + z_at + c, sum);
             }
         }
     }

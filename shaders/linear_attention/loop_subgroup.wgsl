@@ -4,10 +4,11 @@
 // tokens, TOKENS of them in one pass over the state. The rows of q, k and the gates are loaded once
 // per subgroup, a few floats by each lane, and handed round by broadcast: a token costs 2
 // multiply-adds for each number of the state and a share of its decay, no workgroup memory and no
-// barrier. Decays are products of the tokens' own factors, all at most 1, as in chunk_portable.
+// barrier. Decays are products of factors, all at most 1, as in chunk_portable; weak gates wait until they
+// have summed up to one (decay_step in lib/linear.wgsl).
 //   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
-//   gate [H] (factors), [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
-//   decays [B, H, segments, K] f32
+//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [.., B, H, segments, K] f32,
+//   decays [B, H, segments, K] f32, logarithms
 // Source: Yang et al. 2023, arXiv:2312.06635, eq. 3; delta rule: Yang et al. 2024,
 // arXiv:2406.06484, eq. 1. Twin: none; the reference is this recurrence.
 const DIM: u32 = 64u; // @spec
@@ -17,7 +18,7 @@ const K4: u32 = 16u; // @spec
 const V4: u32 = 16u; // @spec
 const CU: u32 = 1u; // @spec
 const PACKED: bool = false; // @spec
-// 0 none, 1 per head (a factor), 2 per token, 3 per token and channel (logarithms)
+// logarithms: 0 none, 1 per head, 2 per token, 3 per token and channel
 const DECAY: u32 = 0u; // @spec
 // 0 add, 1 weighted, 2 delta rule
 const UPDATE: u32 = 0u; // @spec
@@ -86,8 +87,9 @@ struct Params {
     scale: f32,
     // eps or least value of the denominator
     floor: f32,
-    pad0: u32,
-    pad1: u32,
+    // 0, unknown to compilers
+    zero: u32,
+    pad: u32,
     // bounds of packed sequences
     cu: array<vec4<u32>, CU>,
 }
@@ -185,20 +187,25 @@ fn loop_subgroup(
         }
         // @end
     }
+    // logarithms of what has faded, and of what the state waits to fade by: of the lane's rows, or of all
     var total: array<vec4<f32>, TOTAL>;
     // @unroll R TOTAL
-    total[R] = vec4<f32>(1.0);
+    total[R] = vec4<f32>(0.0);
     // @end
-
-    // one factor for all rows
-    var decay = 1.0;
-    if DECAY == 1u {
-        decay = gate_load(g_base);
-    }
+    var waits: array<vec4<f32>, ROWS>;
+    var rests: array<vec4<f32>, ROWS>;
+    // @unroll R ROWS
+    waits[R] = vec4<f32>(0.0);
+    rests[R] = vec4<f32>(0.0);
+    // @end
+    var wait = 0.0;
+    var rest = 0.0;
     for (var t = begin; t < end; t += TOKENS) {
         // row groups R * LANES + lane of the tokens' keys, queries and gates; past the last repeats
-        // it. A token past the end changes nothing: its key is zero and its factor one.
+        // it. A token past the end changes nothing: its key and its gate are zero. Keys are divided by
+        // what the state waits to fade by, queries and the keys that read multiplied by it.
         var keys: array<vec4<f32>, TOKENS * ROWS>;
+        var readers: array<vec4<f32>, ROWS>;
         var queries: array<vec4<f32>, TOKENS * ROWS>;
         var gates: array<vec4<f32>, TOKENS * ROWS>;
         var value: array<vec4<f32>, TOKENS * COLUMNS>;
@@ -209,12 +216,21 @@ fn loop_subgroup(
         {
             let live = TOKENS == 1u || t + N < end;
             let token = select(end - 1u, t + N, live);
-            factors[N] = decay;
-            if WRITES && DECAY == 2u {
-                factors[N] = gate_factor(vec4<f32>(gate_load(g_base + token * params.gate.y))).x;
-            }
-            if !live {
-                factors[N] = 1.0;
+            factors[N] = 1.0;
+            var up = 1.0;
+            // a decay per head has no stride of tokens
+            if WRITES && (DECAY == 1u || DECAY == 2u) {
+                let g = select(0.0, gate_load(g_base + token * params.gate.y), live);
+                let step = decay_step(vec4<f32>(g), vec4<f32>(wait), vec4<f32>(rest));
+                wait = step.log.x;
+                rest = step.rest.x;
+                factors[N] = step.factor.x;
+                up = step.up.x;
+                if TOTALS {
+                    // @unroll R TOTAL
+                    total[R] += step.gone.x;
+                    // @end
+                }
             }
             var weight = 1.0;
             if WRITES && UPDATE != 0u {
@@ -223,6 +239,8 @@ fn loop_subgroup(
                     weight = beta_of;
                 }
             }
+            // a weight of zero hides key and value, whatever they hold
+            let hidden = !live || (UPDATE != 0u && beta_of == 0.0);
             if !live {
                 weight = 0.0;
             }
@@ -230,20 +248,44 @@ fn loop_subgroup(
             {
                 let row = min(R * LANES + lane, K4 - 1u);
                 let n = min(4u, DIM - row * 4u);
+                var ups = vec4<f32>(up);
+                var downs = vec4<f32>(1.0 / up);
                 if WRITES {
-                    keys[N * ROWS + R] = features(row, k_load4n(k_base + token * params.k.y + row * 4u, n));
-                    if UPDATE == 1u || TOKENS > 1u {
-                        keys[N * ROWS + R] *= weight;
-                    }
                     if DECAY == 3u {
-                        gates[N * ROWS + R] = gate_factor(gate_load4n(g_base + token * params.gate.y + row * 4u, n));
+                        var g = gate_load4n(g_base + token * params.gate.y + row * 4u, n);
                         if !live {
-                            gates[N * ROWS + R] = vec4<f32>(1.0);
+                            g = vec4<f32>(0.0);
+                        }
+                        let step = decay_step(g, waits[R], rests[R]);
+                        waits[R] = step.log;
+                        rests[R] = step.rest;
+                        gates[N * ROWS + R] = step.factor;
+                        ups = step.up;
+                        downs = 1.0 / step.up;
+                        if TOTALS {
+                            total[R] += step.gone;
                         }
                     }
+                    var key = features(row, k_load4n(k_base + token * params.k.y + row * 4u, n));
+                    if UPDATE != 0u && hidden {
+                        key = vec4<f32>(0.0);
+                    }
+                    if UPDATE == 1u || TOKENS > 1u {
+                        key *= weight;
+                    }
+                    if UPDATE == 2u {
+                        readers[R] = key * ups;
+                    }
+                    if DECAY != 0u {
+                        key *= downs;
+                    }
+                    keys[N * ROWS + R] = key;
                 }
                 if READS {
                     queries[N * ROWS + R] = features(row, q_load4n(q_base + token * params.q.y + row * 4u, n));
+                    if WRITES && DECAY != 0u {
+                        queries[N * ROWS + R] *= ups;
+                    }
                 }
             }
             // @end
@@ -251,17 +293,11 @@ fn loop_subgroup(
             sum[N * COLUMNS + J] = vec4<f32>(0.0);
             if WRITES {
                 value[N * COLUMNS + J] = v_load4n(v_base + token * params.v.y + column[J], min(4u, V - column[J]));
+                if UPDATE != 0u && hidden {
+                    value[N * COLUMNS + J] = vec4<f32>(0.0);
+                }
             }
             // @end
-            if WRITES && TOTALS {
-                // @unroll R TOTAL
-                if DECAY == 3u {
-                    total[R] *= gates[N * ROWS + R];
-                } else {
-                    total[R] *= factors[N];
-                }
-                // @end
-            }
         }
         // @end
 
@@ -346,7 +382,7 @@ fn loop_subgroup(
             // @end
             var faded: array<vec4<f32>, ROWS>;
             // @unroll R ROWS
-            faded[R] = keys[R];
+            faded[R] = readers[R];
             if DECAY != 0u {
                 faded[R] *= fade[R];
             }
@@ -467,6 +503,33 @@ fn loop_subgroup(
         }
     }
 
+    // what the state still waits for is due
+    if STORES && WRITES && DECAY != 0u {
+        var parts = decay_late(wait);
+        // @unroll C K4
+        {
+            var late: vec4<f32>;
+            if DECAY == 3u {
+                late = subgroupBroadcast(waits[C / LANES], C % LANES);
+            }
+            // @unroll X 4
+            {
+                if DECAY == 3u {
+                    parts = decay_late(late[X]);
+                }
+                // @unroll J COLUMNS
+                state_of[(C * 4u + X) * COLUMNS + J] =
+                    decay_apply(state_of[(C * 4u + X) * COLUMNS + J], parts, vec4<f32>(0.0), params.zero);
+                // @end
+                if NORM != 0u {
+                    sum_k[(C * 4u + X) % Z] =
+                        decay_apply(vec4<f32>(sum_k[(C * 4u + X) % Z]), parts, vec4<f32>(0.0), params.zero).x;
+                }
+            }
+            // @end
+        }
+        // @end
+    }
     if STORES {
         // @unroll C K4
         // @unroll X 4
@@ -492,7 +555,12 @@ fn loop_subgroup(
     if TOTALS {
         // @unroll C K4
         {
-            let x = subgroupBroadcast(total[C / LANES], C % LANES);
+            var x = subgroupBroadcast(total[C / LANES], C % LANES);
+            if DECAY == 3u {
+                x += subgroupBroadcast(waits[C / LANES], C % LANES);
+            } else {
+                x += vec4<f32>(wait);
+            }
             if slice == 0u && local == 0u {
                 decays_store4n(params.decays + z_at + C * 4u, min(4u, DIM - C * 4u), x);
             }

@@ -3,7 +3,7 @@
 // else touches these columns, so there is no barrier. Each token reads and writes the state once
 // (the delta rule reads it twice).
 //   q [B, T, Hq, D], k [B, S, Hk, D], v [B, S, Hv, V], o [B, T, H, V], state [B, H, K, V] f32,
-//   gate [H] (factors), [B, S, H] or [B, S, H, K], beta [B, S, H], z [2, B, H, K] f32
+//   gate [H], [B, S, H] or [B, S, H, K], beta [B, S, H], z [2, B, H, K] f32
 // Source: Yang et al. 2023, arXiv:2312.06635, eq. 3. Twin: none; the reference is this recurrence.
 const DIM: u32 = 64u; // @spec
 const FEATURES: u32 = 64u; // @spec
@@ -12,7 +12,7 @@ const V: u32 = 64u; // @spec
 const V4: u32 = 16u; // @spec
 const CU: u32 = 1u; // @spec
 const PACKED: bool = false; // @spec
-// 0 none, 1 per head (a factor), 2 per token, 3 per token and channel (logarithms)
+// logarithms: 0 none, 1 per head, 2 per token, 3 per token and channel
 const DECAY: u32 = 0u; // @spec
 // 0 add, 1 weighted, 2 delta rule
 const UPDATE: u32 = 0u; // @spec
@@ -59,8 +59,9 @@ struct Params {
     scale: f32,
     // eps or least value of the denominator
     floor: f32,
-    pad0: u32,
-    pad1: u32,
+    // 0, unknown to compilers
+    zero: u32,
+    pad: u32,
     // bounds of packed sequences
     cu: array<vec4<u32>, CU>,
 }
@@ -152,12 +153,10 @@ fn recurrent(
         let q_row = q_base + t * params.q.y;
         let k_row = k_base + t * params.k.y;
         let g_row = g_base + t * params.gate.y;
-        var decay = 1.0;
-        if DECAY == 1u {
-            decay = gate_load(g_row);
-        }
-        if DECAY == 2u {
-            decay = gate_factor(vec4<f32>(gate_load(g_row))).x;
+        // a decay per head has no stride of tokens
+        var decay = vec2<f32>(1.0, 0.0);
+        if DECAY == 1u || DECAY == 2u {
+            decay = decay_parts(gate_load(g_row));
         }
         var weight = 1.0;
         if UPDATE != 0u {
@@ -172,12 +171,17 @@ fn recurrent(
             var held = vec4<f32>(0.0);
             for (var c = 0u; c < FEATURES; c++) {
                 if DECAY == 3u {
-                    decay = gate_factor(vec4<f32>(gate_load(g_row + c))).x;
+                    decay = decay_parts(gate_load(g_row + c));
                 }
                 let s = state_load4n(s_base + c * params.state.z, columns);
-                held += (k_feature(k_row, c) * decay) * s;
+                held += (k_feature(k_row, c) * (decay.x + decay.y)) * s;
             }
             value -= held;
+        }
+        // a weight of zero hides key and value, whatever they hold
+        let hidden = UPDATE != 0u && weight == 0.0;
+        if hidden {
+            value = vec4<f32>(0.0);
         }
         var sum = vec4<f32>(0.0);
         var den = 0.0;
@@ -185,18 +189,24 @@ fn recurrent(
             var s = state_load4n(s_base + c * params.state.z, columns);
             var key = 0.0;
             if WRITES {
-                if DECAY == 3u {
-                    decay = gate_factor(vec4<f32>(gate_load(g_row + c))).x;
+                if !hidden {
+                    key = k_feature(k_row, c) * weight;
                 }
-                key = k_feature(k_row, c) * weight;
-                s = s * decay + key * value;
+                if DECAY == 3u {
+                    decay = decay_parts(gate_load(g_row + c));
+                }
+                if DECAY == 0u {
+                    s += key * value;
+                } else {
+                    s = decay_apply(s, decay, key * value, params.zero);
+                }
                 state_store4n(s_base + c * params.state.z, columns, s);
             }
             let query = q_feature_if(q_row, c);
             sum += query * s;
             if NORM != 0u {
                 if WRITES {
-                    sum_k[c] = sum_k[c] * decay + key;
+                    sum_k[c] = decay_apply(vec4<f32>(sum_k[c]), decay, vec4<f32>(key), params.zero).x;
                 }
                 den += query * sum_k[c];
             }

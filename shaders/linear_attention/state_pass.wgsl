@@ -1,7 +1,7 @@
 // Scan over the segments of a sequence. One invocation owns four columns of one row of one
 // (sequence, head)'s state, and goes through the segments in order: it replaces each segment's
 // own state by the state that the segment begins from,
-//   S_in[0] = initial,  S_in[n + 1] = decay[n] * S_in[n] + S_own[n],
+//   S_in[0] = initial,  S_in[n + 1] = e^decay[n] * S_in[n] + S_own[n],
 // and stores the last as the final state. Key sums are states of one column.
 //   segments [B, H, N, K, V] f32, decays [B, H, N, K] f32, state [B, H, K, V] f32
 // Source: operator (a1, S1) o (a2, S2) = (a1 a2, a2 S1 + S2) of the chunked form, Yang et al. 2023,
@@ -24,6 +24,8 @@ struct StateParams {
     decays: u32,
     // batch * heads * ROWS * V4
     count: u32,
+    // 0, unknown to compilers
+    zero: u32,
 }
 @group(0) @binding(0) var<uniform> params: StateParams;
 @group(0) @binding(1) var<storage, read_write> own: array<vec4<f32>>; fn own_load4n(i: u32, n: u32) -> vec4<f32> { return own[i >> 2u]; } fn own_store4n(i: u32, n: u32, x: vec4<f32>) { own[i >> 2u] = x; } // @tensor
@@ -55,11 +57,11 @@ fn state_pass(
         let place = params.own + line * V + column;
         let mine = own_load4n(place, columns);
         own_store4n(place, columns, carry);
-        var factor = 1.0;
         if DECAYS {
-            factor = decays_load(params.decays + line);
+            carry = decay_apply(carry, decay_parts(decays_load(params.decays + line)), mine, params.zero);
+        } else {
+            carry += mine;
         }
-        carry = carry * factor + mine;
     }
     if STORES {
         state_store4n(at, columns, carry);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Decay, Form, LinearAttention, LinearAttentionShape, Normalize, OP, Update, narrow,
+    Decay, Form, LinearAttention, LinearAttentionShape, Normalize, OP, Update,
     plan::{
         Aligned, Design, Engine, MAX_PACKED, PARAMS_BYTES, PLAIN_WORKGROUP, Role, Split, compile,
     },
@@ -140,7 +140,7 @@ pub(super) struct Inner {
     /// Between writing and reading without order, the state becomes the softmax over the rows of
     /// so many times itself.
     pub(super) softmax: Option<f32>,
-    /// Factors of per-head decays, on the device.
+    /// Per-head log decays, on the device.
     slopes: Option<wgpu::Buffer>,
     /// The device it was planned on.
     pub(super) home: Arc<Home>,
@@ -420,8 +420,8 @@ struct Params {
     z_segment: u32,
     scale: f32,
     floor: f32,
-    pad0: u32,
-    pad1: u32,
+    zero: u32,
+    pad: u32,
 }
 
 // Must match `StateParams` in shaders/linear_attention/state_pass.wgsl (tested).
@@ -434,7 +434,8 @@ struct StateParams {
     own: u32,
     decays: u32,
     count: u32,
-    pad: [u32; 3],
+    zero: u32,
+    pad: [u32; 2],
 }
 
 // Must match `CopyParams` in shaders/linear_attention/state_init.wgsl (tested).
@@ -511,11 +512,7 @@ impl Inner {
         }
         let design = Design::new(&op, &ctx.caps, shape, reads)?;
         let slopes = match &op.decay {
-            Decay::PerHead(log_decays) => {
-                let factors: Vec<f32> =
-                    log_decays.iter().map(|g| narrow(f64::from(*g).exp())).collect();
-                Some(ctx.table(OP, bytemuck::cast_slice(&factors))?)
-            }
+            Decay::PerHead(log_decays) => Some(ctx.table(OP, bytemuck::cast_slice(log_decays))?),
             _ => None,
         };
         let home = Arc::clone(ctx.home());
@@ -1118,8 +1115,8 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
                 Normalize::None => 0.0,
                 Normalize::Eps(x) | Normalize::Clamp(x) => x,
             },
-            pad0: 0,
-            pad1: 0,
+            zero: 0,
+            pad: 0,
         };
         let aligned =
             Aligned { q: even(&q), k: k4, v: v4, o: even(&o), gate: even(&gate), state: true };
@@ -1256,7 +1253,8 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
             own: 0,
             decays: 0,
             count: u32_of(count),
-            pad: [0; 3],
+            zero: 0,
+            pad: [0; 2],
         };
         let resources: Vec<Resource<'_>> =
             [Some(&own.resource), decays, state.map(|s| &s.resource)]
@@ -1308,7 +1306,7 @@ mod tests {
     fn params_match_the_kernels() {
         let rust = fields!(Params: q, k, v, o, gate, beta, state, batch, heads, group_q, group_k,
             group_v, tokens, first, last, segments, segment_len, segment_stride, z_in, z_out,
-            decays, z_pair, z_segment, scale, floor, pad0, pad1);
+            decays, z_pair, z_segment, scale, floor, zero, pad);
         for source in [RECURRENT, LOOP, CHUNK] {
             let wgsl = members(source.text, "Params");
             same(&wgsl, &rust);
@@ -1318,7 +1316,7 @@ mod tests {
             assert_eq!(size_of::<Params>(), PARAMS_BYTES as usize);
         }
         let wgsl = members(PASS.text, "StateParams");
-        same(&wgsl, &fields!(StateParams: state, heads, segments, own, decays, count));
+        same(&wgsl, &fields!(StateParams: state, heads, segments, own, decays, count, zero));
         assert_eq!(wgsl.last().map(|m| m.1 as usize), Some(size_of::<StateParams>()));
         let wgsl = members(INIT.text, "CopyParams");
         same(&wgsl, &fields!(CopyParams: src, dst, heads, count));

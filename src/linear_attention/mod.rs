@@ -14,8 +14,24 @@
 //! ```
 //!
 //! `q`, `k` stand for the rows *after* the feature map. Gates `g` are natural logarithms, at most
-//! zero; minus infinity forgets the past exactly. Normalised variants also carry `z_t`, the
-//! decayed sum of `w_t k_t`, and divide by it: see [`Normalize`].
+//! zero; minus infinity forgets the past exactly, if it is finite. Normalised variants also carry
+//! `z_t`, the decayed sum of `w_t k_t`, and divide by it: see [`Normalize`].
+//!
+//! A weight or beta `w_t = 0` hides the key and the value of its token, whatever they hold, NaN and
+//! infinity included; the token's gate still counts, and its query reads as any other. Tokens after
+//! `t` have no effect on `o_t`, whatever they hold, nor have other sequences.
+//!
+//! # Accuracy of decays
+//!
+//! Slow decays cost no digits: within a call, gates are summed and become a factor when they have
+//! summed up to -0.5; until then keys and queries carry them. So the error over a million tokens is
+//! that of the same sum without decay, or less. A decay below `e^-87`, of one gate or of all gates
+//! between two tokens, may count as zero, since f32 has no such factors. From call to call the state
+//! is kept in f32: decoding with a call for each token (up to 8 tokens in a call, or
+//! [`Form::Recurrent`]) adds `k v^T` and what fades together and rounds once for each token, as the sum without
+//! decay does. Only where nothing is added (keys of zero), or always whole multiples of the state's last
+//! place, is that rounding not random, and there a state that fades by less than half of
+//! its last place in a token, `|g| < 6e-8`, may stand still or fade too fast. Longer calls do not have this limit.
 //!
 //! Without a decay the operator also exists without order ([`LinearAttention::causal`] `false`):
 //! every query reads the sum over all keys, and queries and keys may differ in number.
@@ -201,10 +217,11 @@ pub enum Update {
     #[default]
     Add,
     /// Adds `w k v^T` with a weight `w` for each token and head (RALA, key masks). The weights
-    /// enter the key sum too.
+    /// enter the key sum too. A weight of 0 hides key and value, whatever they hold.
     Weighted,
     /// Delta rule: adds `beta k (v - S^T k)^T`, correcting what the decayed state holds under
-    /// `k`. Keys are meant to have length one, and `beta` to lie in `[0, 2]`.
+    /// `k`. Keys are meant to have length one, and `beta` to lie in `[0, 2]`; a `beta` of 0 hides
+    /// key and value, whatever they hold.
     Delta,
 }
 

@@ -157,7 +157,12 @@ impl Design {
                 let scores =
                     per(parts * u) * (kp.div_ceil(parts) + 1) + per(u * u) * (1 + parts + u);
                 let sums = (u / st) * (1 + per(st * cols) * (rg + u + 1));
-                let stage = per(u * kp) + per(u * cols) + per(u);
+                let tasks = if self.options.decay == Decay::PerChannel {
+                    per(kp) * (1 + u)
+                } else {
+                    2 * per(u * kp)
+                };
+                let stage = tasks + per(u * cols) + per(u) + u;
                 let edges = per(kp) * (1 + 2 * u);
                 let norm = per(u) * (kp + u + 1) + per(kp) * (1 + u);
                 (1 + stage + 2 * scores + edges + norm + 2 * sums + u * (u + 1) / 2 + 2 * u, u)
@@ -316,6 +321,7 @@ impl Design {
             Engine::Chunk { chunk, step, rk, rg, columns, parts } => {
                 let kp = rk * rg;
                 let delta = op.update == Update::Delta;
+                let channels = op.decay == Decay::PerChannel;
                 let if_ = |yes: bool, n: u32| number(if yes { n } else { 1 });
                 spec.extend([
                     ("FEATURES", number(self.features)),
@@ -329,11 +335,13 @@ impl Design {
                     ("COLUMNS", number(columns)),
                     ("SLICES", number(self.slices())),
                     ("PARTS", number(parts)),
-                    ("GATE_TILE", if_(op.decay == Decay::PerChannel, chunk * kp)),
+                    ("GATE_TILE", if_(channels, chunk * kp)),
                     ("DELTA_TILE", if_(delta, chunk * kp)),
                     ("DELTA_SCORES", if_(delta, chunk * chunk)),
                     ("Z", if_(norm, kp)),
                     ("TOTAL", if_(role.totals, kp)),
+                    ("TASKS", number(if channels { kp } else { chunk * kp })),
+                    ("WAITS", if_(channels, rk.div_ceil(columns))),
                 ]);
                 tensors.push(("gate", gate(false)));
                 tensors.push(("state", f32s(role.loads || role.stores, columns4 && aligned.state)));

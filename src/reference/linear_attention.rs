@@ -111,17 +111,21 @@ pub fn linear_attention(
                     state[c * value_dim..(c + 1) * value_dim].iter_mut().for_each(|s| *s *= decay);
                 }
                 let beta = if op.update == Update::Add { 1.0 } else { x.beta[token] };
-                for j in 0..value_dim {
-                    let mut u = v[j];
-                    if op.update == Update::Delta {
-                        u -= (0..state_rows).map(|c| k[c] * state[c * value_dim + j]).sum::<f64>();
+                // a weight of zero hides key and value, whatever they hold
+                if beta != 0.0 {
+                    for j in 0..value_dim {
+                        let mut u = v[j];
+                        if op.update == Update::Delta {
+                            let held = |c: usize| k[c] * state[c * value_dim + j];
+                            u -= (0..state_rows).map(held).sum::<f64>();
+                        }
+                        for c in 0..state_rows {
+                            state[c * value_dim + j] += beta * k[c] * u;
+                        }
                     }
                     for c in 0..state_rows {
-                        state[c * value_dim + j] += beta * k[c] * u;
+                        key_sum[c] += beta * k[c];
                     }
-                }
-                for c in 0..state_rows {
-                    key_sum[c] += beta * k[c];
                 }
                 if op.causal {
                     read(&state, &key_sum, t, &mut out.o);
