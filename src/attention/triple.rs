@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::base_2;
 use crate::{
     Caps, Context, DType, Error, Result, TensorView,
     dispatch::{Place, dispatch, distinct_outputs, fold},
@@ -271,7 +272,7 @@ impl TriplePlan {
             group: s.heads / s.heads_kv,
             // at most the elements of the output
             items: u32::try_from(rows).unwrap_or(u32::MAX),
-            scale: self.scale * std::f32::consts::LOG2_E,
+            scale: base_2(self.scale),
             unused: 0,
         };
         let whole =
