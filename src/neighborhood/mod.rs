@@ -225,10 +225,10 @@ impl<const D: usize> NeighborhoodAttention<D> {
         if !self.shrink_to_fit {
             return op;
         }
-        for a in 0..D {
-            op.dilation[a] = self.dilation[a].min(spatial[a]).max(1);
+        for (a, &tokens) in spatial.iter().enumerate() {
+            op.dilation[a] = self.dilation[a].min(tokens).max(1);
             if self.fits(a) {
-                let group = spatial[a] / op.dilation[a];
+                let group = tokens / op.dilation[a];
                 op.kernel_size[a] = self.kernel_size[a].min(group.max(1));
             }
             op.stride[a] = self.stride[a].min(op.kernel_size[a]);
