@@ -38,6 +38,48 @@ impl std::str::FromStr for Tier {
     }
 }
 
+/// What kind of machine a device is. Kernels cut their work for one or the other: a GPU hides the time
+/// of loads behind many lanes and shares operands through workgroup memory, a CPU driver has few lanes,
+/// dear loads and a compiler that is slow at long texts.
+///
+/// Read from the device ([`Caps::of`]), or forced: `Context::with_class`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DeviceClass {
+    /// A GPU; also what a browser hides.
+    #[default]
+    Gpu,
+    /// A CPU that a software driver makes look like one.
+    Cpu,
+}
+
+impl DeviceClass {
+    /// Lower-case name: `gpu`, `cpu`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gpu => "gpu",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for DeviceClass {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "gpu" => Ok(Self::Gpu),
+            "cpu" => Ok(Self::Cpu),
+            other => Err(format!("expected gpu or cpu, got {other}")),
+        }
+    }
+}
+
 /// The limits and features that planning reads. Plain data: a plan can be tried without a device,
 /// and a smaller device imitated on a larger one (`Context::with_caps`).
 #[derive(Clone, Debug, PartialEq)]
@@ -86,8 +128,8 @@ pub struct Caps {
     /// Kernels may read buffers in 64-bit words (`Features::SHADER_INT64`), and gain by it: the driver
     /// loads one word of one lane after the other.
     pub wide_loads: bool,
-    /// The device is a CPU: loads are dear, arithmetic and subgroup broadcasts cheap.
-    pub cpu: bool,
+    /// What kind of machine it is.
+    pub class: DeviceClass,
 }
 
 /// Beyond this no compiler finishes in good time.
@@ -113,7 +155,7 @@ impl Caps {
             unrolled: UNROLLED,
             texels: 0,
             wide_loads: false,
-            cpu: false,
+            class: DeviceClass::Gpu,
         }
     }
 
@@ -155,7 +197,10 @@ impl Caps {
                 _ => 0,
             },
             wide_loads: old && features.contains(wgpu::Features::SHADER_INT64),
-            cpu: info.device_type == wgpu::DeviceType::Cpu,
+            class: match info.device_type {
+                wgpu::DeviceType::Cpu => DeviceClass::Cpu,
+                _ => DeviceClass::Gpu,
+            },
         }
     }
 
@@ -163,6 +208,22 @@ impl Caps {
     pub fn with_tier(&self, tier: Tier) -> Option<Self> {
         let able = tier == Tier::Portable || self.subgroup.is_some();
         able.then(|| Self { tier, ..self.clone() })
+    }
+
+    /// The same device planned for as one of `class`. What only CPU drivers gain by is off for a GPU;
+    /// limits, and what a driver's compiler cannot take, stay. Any device can run either.
+    #[must_use]
+    pub fn with_class(&self, class: DeviceClass) -> Self {
+        let caps = Self { class, ..self.clone() };
+        match class {
+            DeviceClass::Gpu => Self { texels: 0, wide_loads: false, ..caps },
+            DeviceClass::Cpu => caps,
+        }
+    }
+
+    /// Whether [`class`](Self::class) is [`DeviceClass::Cpu`].
+    pub fn is_cpu(&self) -> bool {
+        self.class == DeviceClass::Cpu
     }
 }
 

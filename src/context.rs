@@ -242,6 +242,12 @@ impl Context {
         Ok(self.with_caps(caps))
     }
 
+    /// The same device planned for as one of `class`; see [`Caps::with_class`].
+    #[must_use]
+    pub fn with_class(&self, class: crate::DeviceClass) -> Self {
+        self.with_caps(self.caps.with_class(class))
+    }
+
     /// Blocks until all that was submitted so far is done.
     ///
     /// # Errors

@@ -34,6 +34,7 @@
 
 pub mod attention;
 mod caps;
+mod cards;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod context;
@@ -54,7 +55,8 @@ mod test_support;
 mod texels;
 mod tuning;
 
-pub use caps::{Caps, Tier};
+pub use caps::{Caps, DeviceClass, Tier};
+pub use cards::{CARDS, Card};
 pub use context::Context;
 pub use element::{DType, Element};
 pub use error::{Error, Result};

@@ -203,7 +203,7 @@ static MULTIPLY_ADD_F16: LazyLock<Source> = LazyLock::new(|| {
 fn multiply_add(ctx: &Context, source: Source) -> Result<f64> {
     const OP: &str = "multiply_add_peak";
     const TRIPS: u32 = 2048;
-    let groups: u32 = if ctx.caps.cpu { 64 } else { 4096 };
+    let groups: u32 = if ctx.caps.is_cpu() { 64 } else { 4096 };
     let out =
         ctx.create_buffer(OP, u64::from(groups * WORKGROUP) * 4, wgpu::BufferUsages::STORAGE)?;
     let mut best = 0f64;
@@ -236,8 +236,8 @@ pub fn workgroup_rate(ctx: &Context) -> Result<f64> {
     const OP: &str = "workgroup_rate";
     /// Loads of one trip, `STEPS` in the kernel.
     const STEPS: u32 = 8;
-    let trips: u32 = if ctx.caps.cpu { 128 } else { 1024 };
-    let groups: u32 = if ctx.caps.cpu { 64 } else { 4096 };
+    let trips: u32 = if ctx.caps.is_cpu() { 128 } else { 1024 };
+    let groups: u32 = if ctx.caps.is_cpu() { 64 } else { 4096 };
     let out =
         ctx.create_buffer(OP, u64::from(groups * WORKGROUP) * 4, wgpu::BufferUsages::STORAGE)?;
     let kernel = ctx.kernel(Key {
@@ -308,7 +308,7 @@ fn copy_key() -> Key {
 pub fn copy_rate(ctx: &Context) -> Result<f64> {
     const OP: &str = "copy_rate";
     // larger than the caches, within every device's binding
-    let cells: u32 = if ctx.caps.cpu { 1 << 21 } else { 1 << 22 };
+    let cells: u32 = if ctx.caps.is_cpu() { 1 << 21 } else { 1 << 22 };
     let bytes = u64::from(cells) * 16;
     let [from, to] = [0, 1].map(|_| ctx.create_buffer(OP, bytes, wgpu::BufferUsages::STORAGE));
     let (from, to) = (from?, to?);

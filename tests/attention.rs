@@ -8,7 +8,7 @@ use common::{
     to_f64, upload_as,
 };
 use tilewise::{
-    Caps, Context, DType, Error, Layout, Tensor, TensorView,
+    Caps, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionShape, BiasPositions, CausalAlignment,
         KvAppend, KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Split, Tiles,
@@ -620,7 +620,7 @@ fn decoding() {
             }
             println!("seed {}", 5000 + seed);
             let lanes = options.plan(&device.ctx, s).unwrap().label().contains("decode:decode");
-            assert_eq!(lanes, device.ctx.caps.cpu);
+            assert_eq!(lanes, device.ctx.caps.is_cpu());
             problem.check(device, &mut rng);
             ran += 1;
         }
@@ -1416,7 +1416,7 @@ fn scores_far_from_each_other() {
 #[test]
 fn cut_for_a_gpu() {
     for Device { name, ctx } in devices() {
-        let caps = Caps { cpu: false, texels: 0, ..ctx.caps.clone() };
+        let caps = Caps { class: DeviceClass::Gpu, texels: 0, ..ctx.caps.clone() };
         let gpu = Device { name: format!("{name}, as a GPU"), ctx: ctx.with_caps(caps) };
         let base = Attention { split: Split::Never, ..Default::default() };
         let mut rng = Rng(9);

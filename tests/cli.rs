@@ -48,7 +48,7 @@ fn mistakes_are_named() {
     let (broken, foreign) =
         (file("broken.json", "{\"schema\": 1"), file("foreign.json", "{\"schema\": 99}"));
     let (broken, foreign) = (broken.as_str(), foreign.as_str());
-    let table: [(&[&str], &str); 30] = [
+    let table: [(&[&str], &str); 34] = [
         (&["conformance"], "--cases <DIR>"),
         (&["conformance", "--cases", golden, "--report", "a.txt"], "ends in .html or .json"),
         (&["conformance", "--cases", golden, "--poison=0"], "0 is not in 1..=4096"),
@@ -76,6 +76,16 @@ fn mistakes_are_named() {
             &["conformance", "--cases", golden, "--tier", "fast"],
             "[possible values: portable, subgroup]",
         ),
+        (&["conformance", "--cases", golden, "--as", "ada"], "--dump-wgsl <DIR>"),
+        (
+            &["bench", "fft", "--as", "voodoo", "--dump-wgsl", empty],
+            "no such card; there are: rdna2 rdna3",
+        ),
+        (
+            &["bench", "fft", "--as", "ada", "--dump-wgsl", empty, "--class", "cpu"],
+            "cannot be used with",
+        ),
+        (&["devices", "--class", "tpu"], "[possible values: gpu, cpu]"),
         (&["demo", "--part", "paint"], "[possible values: denoise"),
         (&["bench", "gaunt", "--routes", "--lmax", "17"], "17 is not in 1..=16"),
         (&["bench", "fft", "--routes"], "--routes is of gaunt, not of fft"),
@@ -128,7 +138,7 @@ fn neighborhood_attention_is_simulated() {
 
     // blocks of 8 x 8 that see themselves: every score is useful
     let blocks = tilewise(&[
-        "simulate", "na", "--map", "32x32", "--kernel", "8", "--stride", "8", "--device", "cpu",
+        "simulate", "na", "--map", "32x32", "--kernel", "8", "--stride", "8", "--class", "cpu",
         "--rows", "1",
     ]);
     let said = text(&blocks.stdout);
@@ -303,6 +313,35 @@ fn a_bench_writes_its_texts_and_wants_a_table_for_a_gain() {
     assert!(said.contains("--gain: there is no tuning table"), "{said}");
     let said = refused(&["bench", "gaunt", "--dump-wgsl", place, "--gain"]);
     assert!(said.contains("cannot be used with"), "{said}");
+}
+
+/// A card's texts need no card: they are cut by its limits, not by those of this machine.
+#[test]
+fn texts_are_written_for_cards_that_are_not_here() {
+    let golden = golden();
+    let golden = golden.to_str().expect("a plain path");
+    let texts_of = |card: &str| {
+        let dir = folder(&format!("cli-card-{card}"));
+        let place = dir.to_str().expect("a plain path");
+        let dump = ["--as", card, "--dump-wgsl", place];
+        for command in [
+            &["bench", "attention", "--shape", "seq=64"][..],
+            &["conformance", "--cases", golden, "--op", "plga"],
+        ] {
+            let output = tilewise(&[command, &dump].concat());
+            assert!(output.status.success(), "{}", text(&output.stderr));
+        }
+        let mut texts: Vec<String> = std::fs::read_dir(&dir)
+            .expect("a folder")
+            .map(|e| std::fs::read_to_string(e.expect("an entry").path()).expect("a text"))
+            .collect();
+        texts.sort_unstable();
+        texts
+    };
+    let [ada, browser] = ["ada", "browser"].map(texts_of);
+    assert_eq!((ada.len(), browser.len()), (2, 2));
+    assert!(ada.iter().all(|text| text.contains("subgroup_invocation_id")), "{ada:?}");
+    assert!(!browser.iter().any(|text| text.contains("subgroup_invocation_id")), "{browser:?}");
 }
 
 #[test]

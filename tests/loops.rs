@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use naga::{Block, Statement};
 use tilewise::{
-    Caps, Context, DType, Error, Result, Tier,
+    Caps, Context, DType, DeviceClass, Error, Result, Tier,
     attention::{
         Algorithm as Form, Attention, AttentionShape, Merge, MergeShape, TripleAttention,
         TripleShape,
@@ -415,8 +415,8 @@ fn no_loop_is_overlooked() {
     let mut seen = BTreeSet::new();
     for tier in [Tier::Portable, Tier::Subgroup] {
         let ctx = noop(u64::MAX).with_tier(tier).unwrap();
-        for cpu in [false, true] {
-            let ctx = ctx.with_caps(Caps { cpu, ..ctx.caps.clone() });
+        for class in [DeviceClass::Gpu, DeviceClass::Cpu] {
+            let ctx = ctx.with_class(class);
             PLANNERS.iter().for_each(|(.., attempt)| attempt(&ctx).unwrap());
         }
         for text in ctx.compiled_wgsl() {

@@ -6,7 +6,7 @@ mod common;
 
 use common::uniformity;
 use tilewise::{
-    Caps, Context, DType, Error, Layout, Tensor, TensorView, Tier, Tuned, Tuning,
+    Caps, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView, Tier, Tuned, Tuning,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, BiasPositions,
         CausalAlignment, KvAppend, KvAppendShape, MAX_HEAD_DIM, Mask, Merge, MergeShape, Split,
@@ -106,9 +106,11 @@ fn attention_options() -> Vec<Attention> {
 #[test]
 fn blocks_do_not_depend_on_the_rows() {
     for tier in [Tier::Portable, Tier::Subgroup] {
-        for (cpu, texels) in [(true, 8192), (true, 0), (false, 0)] {
+        for (class, texels) in
+            [(DeviceClass::Cpu, 8192), (DeviceClass::Cpu, 0), (DeviceClass::Gpu, 0)]
+        {
             let subgroup = Some((8, 8));
-            let caps = Caps { tier, cpu, texels, subgroup, ..Caps::minimum() };
+            let caps = Caps { tier, class, texels, subgroup, ..Caps::minimum() };
             let caps = Caps { loop_trips: if texels > 0 { 60_000 } else { u64::MAX }, ..caps };
             for head_dim in [4, 32, 40, 64, 96, 128, 256, 512] {
                 for visible in [false, true] {
@@ -120,7 +122,7 @@ fn blocks_do_not_depend_on_the_rows() {
                         (plan.tiles().block_k, plan.wgsl()[0].contains("LAZY: bool = true"))
                     };
                     for rows in [2, 33, 64, 65, 1000, 100_000] {
-                        assert_eq!(cut(rows), cut(1), "{tier}, {cpu}, {texels}, {head_dim}");
+                        assert_eq!(cut(rows), cut(1), "{tier}, {class}, {texels}, {head_dim}");
                     }
                 }
             }
@@ -136,7 +138,8 @@ fn every_attention_option_compiles_and_is_uniform() {
     {
         let ctx = ctx.with_tier(tier).unwrap();
         let wide_loads = texels > 0;
-        let ctx = ctx.with_caps(Caps { texels, wide_loads, cpu: true, ..ctx.caps.clone() });
+        let ctx =
+            ctx.with_caps(Caps { texels, wide_loads, class: DeviceClass::Cpu, ..ctx.caps.clone() });
         for options in attention_options() {
             for (seq_q, dims) in [(40, [64, 64]), (40, [7, 5]), (1, [64, 72])] {
                 let options = match seq_q {
@@ -345,7 +348,7 @@ fn bad_input() {
     let mut counted = ctx.caps.clone();
     counted.loop_trips = 60_000;
     // a portable kernel on a CPU stages keys in a loop while the trips last, and as many keys as ever
-    let cpu = Caps { cpu: true, tier: Tier::Portable, ..counted.clone() };
+    let cpu = Caps { class: DeviceClass::Cpu, tier: Tier::Portable, ..counted.clone() };
     for (keys, rolled) in [(20_000, true), (33_000, false), (100_000, false), (900_000, false)] {
         let wide = AttentionShape { seq_k: keys, head_dim: 64, head_dim_v: 64, ..SHAPE };
         let plan = Attention { split: Split::Never, ..base }.design(&cpu, wide).unwrap();
@@ -837,7 +840,8 @@ fn a_tuning_table_changes_the_plan_and_never_makes_it_illegal() {
 /// A compiler that unrolls badly gets no more than eight scores of a block to unroll.
 #[test]
 fn decoding_for_a_slow_compiler() {
-    let caps = Caps { cpu: true, unrolled: 64, subgroup: Some((4, 4)), ..Caps::minimum() };
+    let caps =
+        Caps { class: DeviceClass::Cpu, unrolled: 64, subgroup: Some((4, 4)), ..Caps::minimum() };
     for tier in [Tier::Portable, Tier::Subgroup] {
         for head_dim in [8, 16, 32, 40, 64, 128] {
             for heads in [1, 2, 3, 4] {

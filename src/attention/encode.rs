@@ -700,7 +700,7 @@ impl AttentionPlan {
 mod tests {
     use super::{Params, UnfusedParams};
     use crate::{
-        Caps,
+        Caps, DeviceClass,
         attention::{Algorithm, Attention, AttentionShape},
         test_support::{assert_params, fields},
     };
@@ -711,7 +711,7 @@ mod tests {
         let flash = Attention::default();
         let unfused = Attention { algorithm: Algorithm::Unfused, ..flash };
         // decoding on a CPU; its second kernel merges
-        let cpu = Caps { cpu: true, ..Caps::minimum() };
+        let cpu = Caps { class: DeviceClass::Cpu, ..Caps::minimum() };
         let decode = flash.design(&cpu, AttentionShape { seq_q: 1, ..shape }).unwrap();
         assert!(decode.label().starts_with("attention/decode:decode"));
         let first = decode.wgsl().swap_remove(0);

@@ -193,7 +193,7 @@ impl Attention {
         let pass = split.unwrap_or(u32::MAX).min(shape.seq_k);
         // a loop compiles faster, and takes of the trips that the keys need
         let stage_rolled =
-            caps.cpu && u64::from(pass) <= longest(caps, &shape, self.algorithm, tiles, true);
+            caps.is_cpu() && u64::from(pass) <= longest(caps, &shape, self.algorithm, tiles, true);
         let mut keys = longest(caps, &shape, self.algorithm, tiles, stage_rolled);
         // longer blocks make fewer trips
         while self.tiles.is_none() && u64::from(pass) > keys {
@@ -230,7 +230,7 @@ impl Attention {
             tier: caps.tier,
             tiles,
             scale,
-            cpu: caps.cpu,
+            cpu: caps.is_cpu(),
             lanes,
             tile_k,
             stage_rolled,
@@ -399,7 +399,7 @@ impl Attention {
             (Tier::Subgroup, Some((min, max))) => min == max && max <= caps.invocations,
             _ => true,
         };
-        caps.cpu
+        caps.is_cpu()
             && whole
             && rows <= 4
             && self.split_keys(shape).is_some()
@@ -543,7 +543,7 @@ fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
 /// where they are, and invocations without a row load nothing.
 fn few(caps: &Caps, shape: &AttentionShape) -> bool {
     let rows = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1));
-    caps.cpu && rows <= 8
+    caps.is_cpu() && rows <= 8
 }
 
 /// Keys that the portable kernel stages at a time: whole blocks that fit the workgroup memory that
@@ -565,7 +565,7 @@ fn longest(
     let (block, tile) = (u64::from(tiles.block_k), u64::from(tile_k(caps, shape, tiles)));
     let [d4, dv4] = [shape.head_dim, shape.head_dim_v].map(|d| u64::from(d.div_ceil(4)));
     // a trip for each chunk of a query, and for each of the outputs
-    let rows = if caps.cpu { d4 + u64::from(tiles.queries) * dv4 } else { 0 };
+    let rows = if caps.is_cpu() { d4 + u64::from(tiles.queries) * dv4 } else { 0 };
     let trips = caps.loop_trips.saturating_sub(rows);
     match (algorithm, caps.tier) {
         // three loops over a row
@@ -592,14 +592,14 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape, in_texels: bool) -> Tiles {
     // a compiler that unrolls badly gets little to unroll
     let slow = caps.unrolled < UNROLLED;
     let lane_by_lane = caps.texels >= texels::ROW && !in_texels;
-    let queries = match (caps.cpu, wide) {
+    let queries = match (caps.is_cpu(), wide) {
         (true, ..=64) if !(slow || in_texels) && (lane_by_lane || caps.tier == Tier::Portable) => 8,
         (true, 65..=128) if in_texels && caps.tier == Tier::Subgroup => 2,
         (true, ..=128) => 4,
         (true, ..=256) => 2,
         _ => 1,
     };
-    let block_k = match (caps.cpu, wide) {
+    let block_k = match (caps.is_cpu(), wide) {
         _ if slow => 1 + u32::from(wide <= 32),
         // each key's chunk is a load of its own, and longer blocks save nothing else
         (true, 65..) if caps.tier == Tier::Portable => 1,
@@ -613,7 +613,7 @@ fn select_tiles(caps: &Caps, shape: &AttentionShape, in_texels: bool) -> Tiles {
         _ => 1,
     };
     let widest = caps.subgroup.map_or(32, |(_, max)| max);
-    let workgroup = match (caps.cpu, caps.tier) {
+    let workgroup = match (caps.is_cpu(), caps.tier) {
         (true, Tier::Subgroup) => widest,
         (true, Tier::Portable) if in_texels || few(caps, shape) => 8,
         // rows staged in workgroup memory serve more queries

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use crate::context::Dispatched;
 use crate::test_support::{noop, races::races};
-use crate::{Caps, DType, Tier};
+use crate::{DType, DeviceClass, Tier};
 
 use super::{Case, case_files, random_case, random_ops, run_guarded};
 
@@ -34,11 +34,12 @@ fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
         let mut seen = HashSet::new();
         let mut all: BTreeMap<String, Vec<Dispatched>> = BTreeMap::new();
         // kernels for GPUs and for CPUs are cut differently
-        for (tier, cpu) in
-            [(Tier::Portable, true), (Tier::Portable, false), (Tier::Subgroup, false)]
-        {
-            let ctx = noop().with_tier(tier).unwrap();
-            let ctx = ctx.with_caps(Caps { cpu, ..ctx.caps.clone() });
+        for (tier, class) in [
+            (Tier::Portable, DeviceClass::Cpu),
+            (Tier::Portable, DeviceClass::Gpu),
+            (Tier::Subgroup, DeviceClass::Gpu),
+        ] {
+            let ctx = noop().with_tier(tier).unwrap().with_class(class);
             for case in &cases {
                 // the results are of no device; the dispatches are those of any
                 let _ = run_guarded(&ctx, case, DType::F32, 0);

@@ -964,7 +964,8 @@ mod tests {
 
     #[test]
     fn every_kernel_is_valid_and_uniform() {
-        let cpu = Caps { cpu: true, workgroup_storage: 32 << 10, ..Caps::minimum() };
+        let cpu =
+            Caps { class: crate::DeviceClass::Cpu, workgroup_storage: 32 << 10, ..Caps::minimum() };
         let lanes8 = Caps { subgroup: Some((8, 8)), tier: crate::Tier::Subgroup, ..cpu.clone() };
         let mut seen = std::collections::HashSet::new();
         for caps in [Caps::minimum(), cpu, lanes8] {

@@ -142,14 +142,14 @@ impl Budget {
             // exchange through memory; a GPU the other way round
             radix: if weak {
                 8
-            } else if caps.cpu {
+            } else if caps.is_cpu() {
                 MAX_RADIX / 2
             } else {
                 16
             },
             alone: if weak {
                 8
-            } else if caps.cpu {
+            } else if caps.is_cpu() {
                 MAX_RADIX
             } else {
                 16
@@ -158,12 +158,12 @@ impl Budget {
             // and an invocation's registers are few
             lanes: caps
                 .subgroup
-                .filter(|_| caps.cpu && !weak && caps.tier == Tier::Subgroup)
+                .filter(|_| caps.is_cpu() && !weak && caps.tier == Tier::Subgroup)
                 .map_or(1, |(min, _)| 1 << min.min(16).ilog2()),
             points: (2 * shared).min(4096),
             rows: shared.min(2048),
             invocations: caps.invocations,
-            costs: if caps.cpu { CPU } else { GPU },
+            costs: if caps.is_cpu() { CPU } else { GPU },
         }
     }
 }
@@ -414,10 +414,16 @@ fn factors(n: u32, most: u32, allowed: &dyn Fn(u32) -> bool) -> Option<Vec<u32>>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DeviceClass;
     use crate::fft::codelet::root;
 
     fn cpu() -> Caps {
-        Caps { cpu: true, workgroup_storage: 32 << 10, invocations: 1024, ..Caps::minimum() }
+        Caps {
+            class: DeviceClass::Cpu,
+            workgroup_storage: 32 << 10,
+            invocations: 1024,
+            ..Caps::minimum()
+        }
     }
 
     fn gpu() -> Caps {

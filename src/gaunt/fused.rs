@@ -355,7 +355,7 @@ fn default_constants(caps: &crate::Caps, program: &Program) -> Constants {
     }
     match caps.subgroup {
         // a CPU reads a table once for each lane; elsewhere a uniform address is read once
-        Some((min, _)) if caps.cpu && caps.tier == Tier::Subgroup => {
+        Some((min, _)) if caps.is_cpu() && caps.tier == Tier::Subgroup => {
             Constants::Broadcast { lanes: min.min(8) }
         }
         _ => Constants::Uniform,

@@ -185,8 +185,8 @@ impl Design {
             ));
         }
         // a segment costs a second pass over its keys and values
-        let least = if caps.cpu { 256 } else { 64 };
-        let target = if caps.cpu { threads() } else { 256 };
+        let least = if caps.is_cpu() { 256 } else { 64 };
+        let target = if caps.is_cpu() { threads() } else { 256 };
         let wanted = match form {
             Form::ChunkParallel => (target / self.units().max(1)).max(2),
             Form::Auto if can && reads && self.units() * 2 <= target => {
@@ -224,7 +224,7 @@ impl Design {
         if self.engine == Engine::Recurrent {
             return Split::Loop { range: walk };
         }
-        let target = if caps.cpu { threads() } else { 256 };
+        let target = if caps.is_cpu() { threads() } else { 256 };
         let wanted = (target / self.units().max(1)).max(1);
         let length = u64::from(self.shape.seq_q).div_ceil(wanted).max(64).next_multiple_of(64);
         let length = u32::try_from(length).unwrap_or(u32::MAX).min(walk);
@@ -472,7 +472,7 @@ fn loop_engine(
     // numbers of one column group in one invocation
     let column = features.next_multiple_of(4) * 4;
     // a CPU spills to its first-level cache; a GPU invocation has some hundred registers
-    let room = if caps.cpu { 1024 } else { 128 };
+    let room = if caps.is_cpu() { 1024 } else { 128 };
     if column > room {
         return None;
     }
@@ -480,10 +480,13 @@ fn loop_engine(
     let states = u64::from(s.batch) * u64::from(s.heads);
     let wide = v4 > workgroup
         && 2 * column <= room.min(512)
-        && states * u64::from(v4.div_ceil(2 * workgroup)) >= if caps.cpu { threads() } else { 256 };
+        && states * u64::from(v4.div_ceil(2 * workgroup))
+            >= if caps.is_cpu() { threads() } else { 256 };
     // what is too tall for that takes two tokens over the state at a time
-    let pairs =
-        caps.cpu && features > 64 && op.update != Update::Delta && 2 * features <= caps.unrolled;
+    let pairs = caps.is_cpu()
+        && features > 64
+        && op.update != Update::Delta
+        && 2 * features <= caps.unrolled;
     Some(Engine::Loop {
         workgroup,
         columns: if wide { 2 } else { 1 },

@@ -361,7 +361,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 .subgroup
                 .filter(|_| caps.tier == Tier::Subgroup)
                 .map_or(1, |(min, _)| min.min(32)),
-            soft_exp2: caps.cpu,
+            soft_exp2: caps.is_cpu(),
             trips,
             full: None,
             home: None,
@@ -423,7 +423,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
 /// Invocations of a workgroup of the fused kernel: one subgroup of any size that the device may
 /// use, or as many as run together without.
 fn workgroup(caps: &Caps) -> u32 {
-    let one = if caps.cpu { 8 } else { 32 };
+    let one = if caps.is_cpu() { 8 } else { 32 };
     caps.subgroup.map_or(one, |(_, max)| max).min(caps.invocations)
 }
 

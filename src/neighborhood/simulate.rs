@@ -60,7 +60,7 @@ impl KernelCost {
     /// A model of the device: constants measured on Mesa's CPU driver for CPUs, and guesses that
     /// favour parallelism for GPUs.
     pub fn of(caps: &Caps) -> Self {
-        if caps.cpu {
+        if caps.is_cpu() {
             // without subgroups every invocation fetches every key for itself
             let load = if caps.tier == crate::Tier::Subgroup { 2.0 } else { 12.0 };
             Self {

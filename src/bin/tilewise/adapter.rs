@@ -1,29 +1,77 @@
 //! Which adapter a command runs on.
 
-use tilewise::Context;
-use tilewise::wgpu::{Adapter, AdapterInfo};
+use tilewise::wgpu::{self, Adapter, AdapterInfo};
+use tilewise::{CARDS, Card, Context, DeviceClass};
 
 use crate::Failure;
 
-/// Opens the adapter that is wanted, or the context's own choice.
-pub(crate) fn open(wanted: Option<&str>) -> Result<Context, Failure> {
-    let Some(wanted) = wanted else {
-        return Ok(Context::new_blocking()?);
-    };
-    let adapters = pollster::block_on(Context::adapters());
-    let infos: Vec<AdapterInfo> = adapters.iter().map(Adapter::get_info).collect();
-    let chosen = find(&infos, wanted)?;
-    Ok(pollster::block_on(Context::from_adapter(&adapters[chosen]))?)
+/// What a command runs on: `--adapter` and `--class`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    pub(crate) adapter: Option<&'a str>,
+    pub(crate) class: Option<DeviceClass>,
 }
 
-/// Opens every adapter; those that do not open come with their description and the error.
-pub(crate) fn open_all() -> Vec<Result<Context, (String, tilewise::Error)>> {
-    pollster::block_on(Context::adapters())
-        .iter()
-        .map(|a| {
-            pollster::block_on(Context::from_adapter(a)).map_err(|e| (describe(&a.get_info()), e))
-        })
-        .collect()
+impl Target<'_> {
+    /// Opens the adapter that is wanted, or the context's own choice.
+    pub(crate) fn open(self) -> Result<Context, Failure> {
+        let Some(wanted) = self.adapter else {
+            return Ok(self.planned(Context::new_blocking()?));
+        };
+        let adapters = pollster::block_on(Context::adapters());
+        let infos: Vec<AdapterInfo> = adapters.iter().map(Adapter::get_info).collect();
+        let chosen = find(&infos, wanted)?;
+        Ok(self.planned(pollster::block_on(Context::from_adapter(&adapters[chosen]))?))
+    }
+
+    /// Opens every adapter; those that do not open come with their description and the error.
+    pub(crate) fn open_all(self) -> Vec<Result<Context, (String, tilewise::Error)>> {
+        pollster::block_on(Context::adapters())
+            .iter()
+            .map(|a| match pollster::block_on(Context::from_adapter(a)) {
+                Ok(ctx) => Ok(self.planned(ctx)),
+                Err(error) => Err((describe(&a.get_info()), error)),
+            })
+            .collect()
+    }
+
+    fn planned(self, ctx: Context) -> Context {
+        self.class.map_or(ctx.clone(), |class| ctx.with_class(class))
+    }
+}
+
+/// The card of that name.
+pub(crate) fn card(name: &str) -> Result<&'static Card, String> {
+    let names: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
+    Card::find(name).ok_or_else(|| format!("no such card; there are: {}", names.join(" ")))
+}
+
+/// A device that computes nothing, planned for as if it were `card`: for the texts of its kernels.
+pub(crate) fn imitated(card: &Card) -> Result<Context, Failure> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::NOOP;
+    descriptor.backend_options.noop = wgpu::NoopBackendOptions {
+        enable: true,
+        limits: Some(wgpu::Limits {
+            max_storage_buffer_binding_size: card.binding_size,
+            max_buffer_size: card.caps().buffer_size,
+            max_storage_buffers_per_shader_stage: card.storage_buffers,
+            min_storage_buffer_offset_alignment: card.offset_alignment,
+            max_compute_workgroup_storage_size: card.workgroup_storage,
+            max_compute_invocations_per_workgroup: card.invocations,
+            max_compute_workgroup_size_x: card.invocations,
+            max_compute_workgroup_size_y: card.invocations,
+            ..Default::default()
+        }),
+        features: Some(wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16),
+        subgroup_min_size: Some(card.subgroup.map_or(4, |s| s.0)),
+        subgroup_max_size: Some(card.subgroup.map_or(4, |s| s.1)),
+        ..Default::default()
+    };
+    let instance = wgpu::Instance::new(descriptor);
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default()))?;
+    let ctx = pollster::block_on(Context::from_adapter(&adapter))?;
+    Ok(ctx.with_caps(card.caps()))
 }
 
 /// Name and backend on one line.

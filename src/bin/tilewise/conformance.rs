@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tilewise::conformance::{self, Case, Verdict, case_files};
-use tilewise::{Context, DType, Tier};
+use tilewise::conformance::{self, Case, Stop, Verdict, case_files};
+use tilewise::{Card, Context, DType, Tier};
 
 use crate::expected::{self, Known};
-use crate::{Failure, adapter, report};
+use crate::{Failure, adapter, adapter::Target, report};
 
 /// Run golden cases and judge the results.
 ///
@@ -27,6 +27,7 @@ Examples:
   tilewise conformance --cases tests/golden --out out/results
   python3 tests/golden/verify.py check out/results --cases tests/golden   (an independent judge)
   tilewise conformance --random 20 --seed 7 --poison
+  tilewise conformance --cases tests/golden --as rdna3 --dump-wgsl texts
   tilewise conformance --cases tests/golden --adapter all --report conformance.html")]
 pub(crate) struct Args {
     /// Folder of cases, searched with its folders for .safetensors files
@@ -72,6 +73,10 @@ pub(crate) struct Args {
     /// Write the WGSL text of every kernel that ran into DIR, each text once
     #[arg(long, value_name = "DIR")]
     dump_wgsl: Option<PathBuf>,
+    /// Run nothing: plan as for this card and write the texts that it would get
+    #[arg(long = "as", value_name = "CARD", value_parser = adapter::card, requires = "dump_wgsl",
+        conflicts_with_all = ["adapter", "class", "out", "poison", "reports", "json"])]
+    card: Option<&'static Card>,
     /// Failures that are known, by driver, with their reasons [default: a list in the program]
     #[arg(long, value_name = "FILE")]
     expected_failures: Option<PathBuf>,
@@ -121,17 +126,23 @@ impl Tally {
 }
 
 /// Runs the cases; false if one failed.
-pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
+pub(crate) fn run(args: &Args, target: Target<'_>) -> Result<bool, Failure> {
     let mut tally = Tally::default();
     let known = expected::read(args.expected_failures.as_deref())?;
     let cases = read_cases(args, &mut tally)?;
-    let contexts = open(wanted)?;
+    let contexts = match args.card {
+        Some(card) => vec![adapter::imitated(card)?],
+        None => open(target)?,
+    };
     if contexts.is_empty() {
         println!("{}", adapter::NO_ADAPTER);
         if !adapter::none_allowed() {
             return Err("no case can run".into());
         }
         tally.skipped.insert("no adapter on this machine".into(), cases.len());
+    }
+    if let (Some(card), [ctx]) = (args.card, &contexts[..]) {
+        return texts(card, ctx, args, &cases);
     }
     // drawn on stderr, and only if that is a terminal
     let bar = ProgressBar::new((cases.len() * contexts.len()) as u64).with_style(
@@ -253,21 +264,37 @@ fn reproducer(args: &Args, case: &Case, adapter: &str) -> Option<String> {
     ))
 }
 
-fn open(wanted: Option<&str>) -> Result<Vec<Context>, Failure> {
-    if wanted != Some("all") {
-        return match adapter::open(wanted) {
+fn open(target: Target<'_>) -> Result<Vec<Context>, Failure> {
+    if target.adapter != Some("all") {
+        return match target.open() {
             Ok(ctx) => Ok(vec![ctx]),
-            Err(_) if wanted.is_none() && adapter::open_all().is_empty() => Ok(Vec::new()),
+            Err(_) if target.adapter.is_none() && target.open_all().is_empty() => Ok(Vec::new()),
             Err(error) => Err(error),
         };
     }
-    let opened: Result<Vec<_>, _> = adapter::open_all().into_iter().collect();
+    let opened: Result<Vec<_>, _> = target.open_all().into_iter().collect();
     opened.map_err(|(name, error)| format!("{name}: {error}").into())
 }
 
 /// Kernels held on one adapter: more than any problem needs. Software drivers take tens of megabytes
 /// for each.
 const KERNELS: usize = 32;
+
+/// Writes the texts that a card would get for the cases, whose results are of no device.
+fn texts(card: &Card, ctx: &Context, args: &Args, cases: &[Case]) -> Result<bool, Failure> {
+    let ctx = args.tier.map_or_else(|| Ok(ctx.clone()), |tier| ctx.with_tier(tier))?;
+    let mut failed = 0;
+    for case in cases {
+        if let Err(Stop::Failed(why)) = conformance::run(&ctx, case, args.dtype) {
+            println!("FAIL {}: {why}", case.name);
+            failed += 1;
+        }
+    }
+    let dir = args.dump_wgsl.as_deref().ok_or("--as needs --dump-wgsl")?;
+    dump(dir, &ctx)?;
+    println!("{}: {} texts in {}", card.title, ctx.compiled_wgsl().len(), dir.display());
+    Ok(failed == 0)
+}
 
 /// Runs the cases on one adapter of those that are wanted.
 fn run_on(

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tilewise::{Context, wgpu};
 
-use crate::{Failure, adapter};
+use crate::{Failure, adapter, adapter::Target};
 
 /// List the adapters, with driver, kernel tier, and the limits and features that matter.
 #[derive(clap::Args)]
@@ -19,10 +19,10 @@ pub(crate) struct Args {
 }
 
 /// Prints the adapters; false if one of them does not open.
-pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
-    let opened = match wanted {
-        Some(_) => vec![Ok(adapter::open(wanted)?)],
-        None => adapter::open_all(),
+pub(crate) fn run(args: &Args, target: Target<'_>) -> Result<bool, Failure> {
+    let opened = match target.adapter {
+        Some(_) => vec![Ok(target.open()?)],
+        None => target.open_all(),
     };
     if opened.is_empty() {
         if !adapter::none_allowed() {

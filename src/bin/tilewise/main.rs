@@ -13,7 +13,11 @@ mod tuning;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use tilewise::DeviceClass;
 
 /// What ends a command early; printed for a person.
 type Failure = Box<dyn std::error::Error>;
@@ -41,6 +45,11 @@ struct Cli {
     /// the high-performance one]
     #[arg(long, global = true, value_name = "NAME")]
     adapter: Option<String>,
+    /// Plan as for a device of this kind, whatever it is: gpu or cpu
+    #[arg(long, global = true, value_name = "CLASS",
+        value_parser = PossibleValuesParser::new(["gpu", "cpu"])
+            .map(|t| t.parse::<DeviceClass>().expect("one of the listed")))]
+    class: Option<DeviceClass>,
     /// For bench and demo, tiles that tilewise tune found: its file, or off [default: this adapter's, if there is one]
     #[arg(long, global = true, value_name = "FILE|off")]
     tuning: Option<String>,
@@ -69,14 +78,15 @@ fn main() -> ExitCode {
     let filter =
         env_logger::Env::default().default_filter_or("error,tilewise=warn,wgpu_hal::gles::egl=off");
     env_logger::Builder::from_env(filter).init();
-    let (adapter, tuning) = (cli.adapter.as_deref(), cli.tuning.as_deref());
+    let target = adapter::Target { adapter: cli.adapter.as_deref(), class: cli.class };
+    let tuning = cli.tuning.as_deref();
     let result = match &cli.command {
-        Command::Devices(args) => devices::run(args, adapter),
-        Command::Demo(args) => demo::run(args, adapter, tuning),
-        Command::Conformance(args) => conformance::run(args, adapter),
-        Command::Bench(args) => bench::run(args, adapter, tuning),
-        Command::Tune(args) => tune::run(args, adapter),
-        Command::Simulate(args) => simulate::run(args),
+        Command::Devices(args) => devices::run(args, target),
+        Command::Demo(args) => demo::run(args, target, tuning),
+        Command::Conformance(args) => conformance::run(args, target),
+        Command::Bench(args) => bench::run(args, target, tuning),
+        Command::Tune(args) => tune::run(args, target),
+        Command::Simulate(args) => simulate::run(args, target),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

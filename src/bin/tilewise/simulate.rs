@@ -1,13 +1,13 @@
 //! `tilewise simulate`: what an operator would cost, counted without a device.
 
 use tilewise::{
-    Caps, Tier,
+    Caps, DeviceClass, Tier,
     neighborhood::{
         Border, Candidate, KernelCost, NeighborhoodAttention, NeighborhoodShape, recommended_stride,
     },
 };
 
-use crate::Failure;
+use crate::{Failure, adapter::Target};
 
 /// Count what a kernel would do, without a device.
 #[derive(clap::Args)]
@@ -30,7 +30,8 @@ enum What {
 /// Scores are counted over all maps and heads. "useful" are those inside a window; "wasted" ones
 /// are computed and masked, because queries that differ in their windows share a tile. "bound" is
 /// the speed-up over full attention if every computed score costs the same. "cost" weighs loads,
-/// scores and bookkeeping by a model of the device, relative to the cheapest row.
+/// scores and bookkeeping by a model of the device, a GPU or with --class cpu a CPU, relative to the
+/// cheapest row.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Sizes are given for each axis, as in 4096, 56x56 or 16x16x16; a single number stands for all axes.
@@ -39,7 +40,7 @@ Examples:
   tilewise simulate na --map 4096 --kernel 255
   tilewise simulate na --map 56x56 --kernel 7x7 --heads 4 --head-dim 32
   tilewise simulate na --map 128x128 --kernel 21 --stride 4 --dilation 2x1
-  tilewise simulate na --map 8x64x64 --kernel 4x13x13 --causal 0 --device cpu --rows 3")]
+  tilewise simulate na --map 8x64x64 --kernel 4x13x13 --causal 0 --class cpu --rows 3")]
 struct Na {
     /// Tokens of the map along each axis
     #[arg(long, value_name = "N[xN[xN]]")]
@@ -68,9 +69,6 @@ struct Na {
     /// Length of queries, keys and values
     #[arg(long, default_value_t = 64)]
     head_dim: u32,
-    /// The kind of device whose costs are weighed
-    #[arg(long, value_enum, default_value = "gpu")]
-    device: Device,
     /// Invocations in a workgroup [default: 32 on a GPU, 8 on a CPU]
     #[arg(long)]
     lanes: Option<u32>,
@@ -87,12 +85,6 @@ enum BorderName {
     Masked,
     /// Windows see zeros (HaloNet)
     Zeros,
-}
-
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Device {
-    Gpu,
-    Cpu,
 }
 
 /// One number for each axis, or one for all.
@@ -124,17 +116,18 @@ impl Sizes {
 }
 
 /// Prints the tables.
-pub(crate) fn run(args: &Args) -> Result<bool, Failure> {
+pub(crate) fn run(args: &Args, target: Target<'_>) -> Result<bool, Failure> {
+    let class = target.class.unwrap_or_default();
     let What::Na(na) = &args.what;
     match na.map.0.len() {
-        1 => simulate::<1>(na),
-        2 => simulate::<2>(na),
-        _ => simulate::<3>(na),
+        1 => simulate::<1>(na, class),
+        2 => simulate::<2>(na, class),
+        _ => simulate::<3>(na, class),
     }?;
     Ok(true)
 }
 
-fn simulate<const D: usize>(args: &Na) -> Result<(), Failure> {
+fn simulate<const D: usize>(args: &Na, class: DeviceClass) -> Result<(), Failure> {
     let mut is_causal = [false; D];
     for &axis in &args.causal {
         *is_causal
@@ -161,9 +154,8 @@ fn simulate<const D: usize>(args: &Na) -> Result<(), Failure> {
         head_dim_v: args.head_dim,
         ..Default::default()
     };
-    let cpu = args.device == Device::Cpu;
-    let cost = KernelCost::of(&Caps { tier: Tier::Subgroup, cpu, ..Caps::minimum() });
-    let lanes = args.lanes.unwrap_or(if cpu { 8 } else { 32 });
+    let cost = KernelCost::of(&Caps { tier: Tier::Subgroup, class, ..Caps::minimum() });
+    let lanes = args.lanes.unwrap_or(if class == DeviceClass::Cpu { 8 } else { 32 });
     if !(1..=1024).contains(&lanes) {
         return Err(format!("--lanes {lanes}: 1..=1024").into());
     }

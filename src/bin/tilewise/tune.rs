@@ -17,7 +17,7 @@ use crate::bench::{
     problem::{Case, OPS, Op, Problem, rule_options, seconds},
     timed,
 };
-use crate::{Failure, adapter, tuning::Origin};
+use crate::{Failure, adapter, adapter::Target, tuning::Origin};
 
 /// Measure the tiles that operators may have on this adapter, and keep what beats the planner.
 ///
@@ -74,7 +74,7 @@ const ROUNDS: usize = 7;
 /// A winner takes at most this share of the planner's time.
 const GAIN: f64 = 0.97;
 
-pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
+pub(crate) fn run(args: &Args, target: Target<'_>) -> Result<bool, Failure> {
     if args.op == Op::Fft {
         return Err("fft has no tiles to choose".into());
     }
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
     for text in &args.shape {
         cases.push(Case::parse(args.op, text)?);
     }
-    let mut ctx = adapter::open(wanted)?;
+    let mut ctx = target.open()?;
     let origin = Origin::of(&ctx);
     if let Some(tier) = args.tier {
         ctx = ctx.with_tier(tier)?;

@@ -15,12 +15,12 @@ use std::{
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use tilewise::{
-    Context, DType, Tier, Tuning,
+    Card, Context, DType, Tier, Tuning,
     measure::{Clock, median, time_encoder},
     wgpu,
 };
 
-use crate::{Failure, adapter, tuning};
+use crate::{Failure, adapter, adapter::Target, tuning};
 use problem::{Case, OPS, Op, Ready, seconds, tolerance};
 use report::{Ceilings, Device, Report, Row, SCHEMA};
 
@@ -39,6 +39,7 @@ Examples:
   tilewise bench neighborhood --baseline old.json --fail-on-regression
   tilewise bench all --tuning tiles.json --gain
   tilewise bench all --dump-wgsl texts
+  tilewise bench all --as ada --dump-wgsl texts
   tilewise bench gaunt --routes --plot gaunt.svg
 
 Keys of --shape, each with a default:
@@ -94,6 +95,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR",
         conflicts_with_all = ["routes", "json", "csv", "plot", "baseline", "gain", "samples"])]
     dump_wgsl: Option<PathBuf>,
+    /// With --dump-wgsl: plan as for this card, without having one
+    #[arg(long = "as", value_name = "CARD", value_parser = adapter::card, requires = "dump_wgsl",
+        conflicts_with_all = ["adapter", "class", "tuning"])]
+    card: Option<&'static Card>,
     /// With gaunt: every route over the degrees, side by side; --plot writes an SVG
     #[arg(long, conflicts_with_all = ["shape", "dtype", "tier", "quick"])]
     routes: bool,
@@ -117,12 +122,12 @@ fn dtype(name: &str) -> DType {
 }
 
 /// Runs the bench.
-pub(crate) fn run(args: &Args, wanted: Option<&str>, table: Option<&str>) -> Result<bool, Failure> {
+pub(crate) fn run(args: &Args, target: Target<'_>, table: Option<&str>) -> Result<bool, Failure> {
     if args.routes {
         if args.op != Op::Gaunt {
             return Err(format!("--routes is of gaunt, not of {}", args.op.name()).into());
         }
-        return routes::run(args, wanted);
+        return routes::run(args, target);
     }
     // mistakes come out before minutes are spent
     let cases = cases(args)?;
@@ -134,7 +139,10 @@ pub(crate) fn run(args: &Args, wanted: Option<&str>, table: Option<&str>) -> Res
     for path in [&args.json, &args.csv, &plot].into_iter().flatten() {
         writable(path)?;
     }
-    let mut ctx = tuning::with_table(adapter::open(wanted)?, table)?;
+    let mut ctx = match args.card {
+        Some(card) => adapter::imitated(card)?,
+        None => tuning::with_table(target.open()?, table)?,
+    };
     if let Some(tier) = args.tier {
         ctx = ctx.with_tier(tier)?;
     }
@@ -326,7 +334,7 @@ fn measure(
     quick: bool,
 ) -> Result<Row, Failure> {
     // larger than last-level caches
-    let fill = if ctx.caps.cpu { 64e6 } else { 256e6 };
+    let fill = if ctx.caps.is_cpu() { 64e6 } else { 256e6 };
     let (ready, error) = judged(ctx, case, dtype, fill)?;
     let name = format!("{} {}", case.op.name(), case.shape);
     let timed = timed(ctx, &ready, samples, if quick { 2e-3 } else { 1e-2 })?;

@@ -9,7 +9,7 @@ use tilewise::gaunt::Algorithm;
 
 use super::Args;
 use super::route_cases::{Case, MAX_TENSOR_BYTES, Measured, ROUTES_ALL, Route, growth, measure};
-use crate::{Failure, adapter};
+use crate::{Failure, adapter, adapter::Target};
 
 /// Products in a call of the coefficient-table routes at large degrees, where one takes seconds.
 const FEW: u32 = 1024;
@@ -22,9 +22,9 @@ const TABLE_GROWS: u32 = 5;
 /// Results of the routes are compared before they are timed. Prints microseconds for one product,
 /// the useful rate of the planner's choice as a share of the multiply-add rate measured in the
 /// same minute, and a fit of the growth with the degree.
-pub(super) fn run(args: &Args, wanted: Option<&str>) -> Result<bool, Failure> {
+pub(super) fn run(args: &Args, target: Target<'_>) -> Result<bool, Failure> {
     let samples = args.samples.unwrap_or(9);
-    let ctx = adapter::open(wanted)?;
+    let ctx = target.open()?;
     let device = adapter::describe(&ctx.device.adapter_info());
     println!("on {device}, {} kernels; {} products in a call", ctx.caps.tier, args.products);
     println!("us for one product; * is the planner's choice; + is of a call of {FEW} products");

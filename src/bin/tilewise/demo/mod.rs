@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use tilewise::Context;
 
-use crate::{Failure, adapter, tuning};
+use crate::{Failure, adapter, adapter::Target, tuning};
 
 /// Work on a photograph, a text and a molecule with each family of kernels, and check the results.
 ///
@@ -48,8 +48,8 @@ const PARTS: [(&str, Part); 4] = [
 static PHOTOGRAPH: &[u8] = include_bytes!("../../../../assets/astronaut.png");
 
 /// Runs the parts; false if one failed.
-pub(crate) fn run(args: &Args, wanted: Option<&str>, table: Option<&str>) -> Result<bool, Failure> {
-    let ctx = tuning::with_table(adapter::open(wanted)?, table)?;
+pub(crate) fn run(args: &Args, target: Target<'_>, table: Option<&str>) -> Result<bool, Failure> {
+    let ctx = tuning::with_table(target.open()?, table)?;
     println!("on {}, {} kernels", adapter::describe(&ctx.device.adapter_info()), ctx.caps.tier);
     let photograph = image::load_from_memory(PHOTOGRAPH)?.into_rgb8();
     std::fs::create_dir_all(&args.out).map_err(|e| format!("{}: {e}", args.out.display()))?;
