@@ -188,7 +188,7 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
 type Try = fn(&Context) -> Result<()>;
 
 const PLANNERS: &[(&str, u64, Try)] = &[
-    ("flash", 1500, |ctx| attention(ctx, Form::Flash, 1 << 23)),
+    ("flash", 1500, |ctx| attention(ctx, Form::Flash, 1 << 26)),
     ("unfused", 1500, |ctx| attention(ctx, Form::Unfused, 501)),
     ("merge", 1500, |ctx| {
         let shape = MergeShape { parts: 751, batch: 1, seq: 1, heads: 1, head_dim_v: 4 };
@@ -299,7 +299,8 @@ fn loops(text: &str) -> Vec<&str> {
         let line = line.trim();
         let line = line.strip_prefix("let _ = writeln!(body, \"").unwrap_or(line);
         let starts = ["for (", "while ", "loop {"].iter().any(|start| line.starts_with(start));
-        let brace = line.find('{')?;
+        // in `writeln!` braces are doubled
+        let brace = line.find("{{").or_else(|| line.find('{'))?;
         starts.then(|| line.get(..=brace)).flatten()
     });
     heads.collect()
@@ -373,7 +374,7 @@ fn every_bound_holds() {
                 Err(Error::Limit { what, limit: got, .. }) => {
                     assert!(what.contains("driver"), "{name}: {what}");
                     // a limit on something that takes trips
-                    assert!(got < 1 << 23, "{name}: {got}");
+                    assert!(got < 1 << 26, "{name}: {got}");
                 }
                 other => {
                     panic!("{name}, {tier}: more than {limit} trips are not refused: {other:?}")
@@ -420,6 +421,8 @@ fn no_loop_is_overlooked() {
             PLANNERS.iter().for_each(|(.., attempt)| attempt(&ctx).unwrap());
         }
         for text in ctx.compiled_wgsl() {
+            // naga does without
+            let text = text.replace("enable subgroups;", "");
             let module = naga::front::wgsl::parse_str(&text).unwrap();
             let functions = module.functions.iter().map(|(_, f)| f);
             let entries = module.entry_points.iter().map(|e| &e.function);
