@@ -14,7 +14,7 @@ use naga::{Block, Statement};
 use tilewise::{
     Caps, Context, DType, Error, Result, Tier,
     attention::{
-        Algorithm as Form, Attention, AttentionShape, Merge, MergeShape, TripleAttention,
+        Algorithm as Form, Attention, AttentionShape, Merge, MergeShape, Split, TripleAttention,
         TripleShape,
     },
     gaunt::{
@@ -43,7 +43,7 @@ use Bound::{Constant, Planner, Tested};
 #[rustfmt::skip]
 const LOOPS: &[(&str, &[(&str, Bound)])] = &[
     ("attention/decode.wgsl", &[
-        ("for (var start = first; start < last; start += BLOCK_K) {", Planner("flash")),
+        ("for (var start = first; start < last; start += BLOCK_K) {", Planner("decode")),
     ]),
     ("attention/flash.wgsl", &[
         ("for (var c = 0u; c < HEAD_DIM; c++) {", Constant("HEAD_DIM")),
@@ -59,7 +59,7 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
     ]),
     ("attention/merge.wgsl", &[
         ("for (var p = 0u; p < parts; p++) {", Planner("merge")),
-        ("for (var p = 0u; p < parts; p++) {", Planner("merge")),
+        ("for (var p = 0u; p < parts; p++) {", Planner("parts")),
     ]),
     ("attention/triple.wgsl", &[
         ("for (var j = 0u; j < seq_1; j++) {", Planner("triple")),
@@ -188,8 +188,10 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
 type Try = fn(&Context) -> Result<()>;
 
 const PLANNERS: &[(&str, u64, Try)] = &[
-    ("flash", 1500, |ctx| attention(ctx, Form::Flash, 1 << 26)),
-    ("unfused", 1500, |ctx| attention(ctx, Form::Unfused, 501)),
+    ("flash", 1500, |ctx| attention(ctx, Form::Flash, Split::Never, [64, 1 << 26])),
+    ("decode", 1500, |ctx| attention(ctx, Form::Flash, Split::Never, [1, 1 << 26])),
+    ("parts", 1500, |ctx| attention(ctx, Form::Flash, Split::Keys(64), [1, 751 * 64])),
+    ("unfused", 1500, |ctx| attention(ctx, Form::Unfused, Split::Never, [1, 501])),
     ("merge", 1500, |ctx| {
         let shape = MergeShape { parts: 751, batch: 1, seq: 1, heads: 1, head_dim_v: 4 };
         Merge::default().plan(ctx, shape).map(drop)
@@ -247,17 +249,17 @@ const PLANNERS: &[(&str, u64, Try)] = &[
     ("relative key_dim", 1500, |ctx| relative(ctx, RelativeMethod::Exact, 2, 1501)),
 ];
 
-fn attention(ctx: &Context, algorithm: Form, keys: u32) -> Result<()> {
+fn attention(ctx: &Context, algorithm: Form, split: Split, [seq_q, seq_k]: [u32; 2]) -> Result<()> {
     let shape = AttentionShape {
         batch: 1,
-        seq_q: 1,
-        seq_k: keys,
+        seq_q,
+        seq_k,
         heads: 1,
         heads_kv: 1,
         head_dim: 4,
         head_dim_v: 4,
     };
-    Attention { algorithm, ..Default::default() }.plan(ctx, shape).map(drop)
+    Attention { algorithm, split, ..Default::default() }.plan(ctx, shape).map(drop)
 }
 
 fn map<const D: usize>(
