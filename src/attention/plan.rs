@@ -191,6 +191,12 @@ impl Attention {
             ));
         }
         let pass = split.unwrap_or(u32::MAX).min(shape.seq_k);
+        // parts are merged in two loops over them
+        let parts = u64::from(split.map_or(1, |keys| shape.seq_k.div_ceil(keys.max(1))));
+        if split.is_some() && parts > caps.loop_trips / 2 {
+            let (need, limit) = (parts, caps.loop_trips / 2);
+            return Err(Error::Limit { op: OP, what: "parts of keys on this driver", need, limit });
+        }
         // a loop compiles faster, and takes of the trips that the keys need
         let stage_rolled =
             caps.is_cpu() && u64::from(pass) <= longest(caps, &shape, self.algorithm, tiles, true);

@@ -18,7 +18,7 @@ const KERNELS: [&str; 5] = [
     "attention/flash:flash",
     "fft/pass:fft_pass",
     "linear_attention/chunk_portable:chunk_portable",
-    "relative_attention/circulant:circulant",
+    "relative_attention/exact:exact",
 ];
 
 /// Texts of kernels with workgroup memory, each with the dispatches that it was given.
@@ -31,6 +31,8 @@ fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
         cases.extend(random_ops().filter_map(|op| random_case(op, 1)));
         // some of them long enough for several stages
         cases.extend((2..9).filter_map(|seed| random_case("fft", seed)));
+        // and some of more features than a tile takes at a time
+        cases.extend((2..6).filter_map(|seed| random_case("kernel_rpe", seed)));
         let mut seen = HashSet::new();
         let mut all: BTreeMap<String, Vec<Dispatched>> = BTreeMap::new();
         // kernels for GPUs and for CPUs are cut differently
