@@ -1,13 +1,15 @@
 //! Where caffeine's oxygens and nitrogens lie, as two functions on the sphere, and their product:
 //! by spherical harmonics of the directions, sums, and one Gaunt tensor product on the device. The
-//! product is checked where it must hold, at directions on the sphere.
+//! product is checked where it must hold, at directions on the sphere. Then the numbers that no
+//! rotation changes: the scalars of the Clebsch-Gordan product, and a weighted sum of them.
 #![allow(clippy::cast_possible_truncation, reason = "sizes are small")]
 
 use tilewise::{
-    Context, DType, Result, Tensor,
+    Context, DType, Layout, Result, Tensor,
     gaunt::{
-        GauntArgs, GauntShape, GauntTensorProduct, ShNormalization, SphericalHarmonics,
-        SphericalHarmonicsArgs, upload_directions,
+        ClebschGordan, GauntArgs, GauntShape, GauntTensorProduct, Irreps, ShNormalization,
+        SphericalHarmonics, SphericalHarmonicsArgs, WeightedTensorProduct,
+        WeightedTensorProductArgs, upload_directions,
     },
     reference,
 };
@@ -82,5 +84,48 @@ fn main() -> Result<()> {
     );
     println!("values of the product in {} directions: within {relative:.1e}", want.len());
     assert!(size > 0.1 && relative < 2e-6);
+
+    // of the Clebsch-Gordan product only the scalars, one for each degree
+    let irreps = Irreps::spherical_harmonics(LMAX);
+    let scalars = ClebschGordan {
+        irreps1: irreps.clone(),
+        irreps2: irreps.clone(),
+        filter: Some("0e".parse()?),
+        ..Default::default()
+    };
+    let plan = scalars.plan(&ctx, 1)?;
+    let row = Layout::contiguous([1, n as u32]);
+    let (rx, ry) = (tx.view_as(row)?, ty.view_as(row)?);
+    let rz = Tensor::zeros(&ctx, [1, LMAX + 1], DType::F32)?;
+    // and a sum of them, with weights as a network would have learnt them
+    let sum = WeightedTensorProduct::fully_connected(irreps.clone(), irreps, "0e".parse()?);
+    let sum_plan = sum.plan(&ctx, 1)?;
+    let weights: Vec<f32> = (0..=LMAX).map(|l| 0.5f32.powi(l.cast_signed())).collect();
+    let w = Tensor::upload(&ctx, [1, LMAX + 1], &weights)?;
+    let energy = Tensor::zeros(&ctx, [1, 1], DType::F32)?;
+    let scratch = sum_plan.scratch(&ctx)?;
+    let mut encoder = ctx.device.create_command_encoder(&Default::default());
+    plan.encode(&ctx, &mut encoder, rx, ry, rz.view())?;
+    let args = WeightedTensorProductArgs {
+        x: rx,
+        y: ry,
+        w: w.view(),
+        z: energy.view(),
+        scratch: scratch.as_ref(),
+    };
+    sum_plan.encode(&ctx, &mut encoder, &args)?;
+    ctx.queue.submit([encoder.finish()]);
+    let (rz, energy): (Vec<f32>, Vec<f32>) = (rz.download(&ctx)?, energy.download(&ctx)?);
+    println!("scalars by degree {rz:.3?}, their weighted sum {:.4}", energy[0]);
+    let mut want = 0.0;
+    for (l, got) in rz.iter().enumerate() {
+        let degree = l * l..(l + 1) * (l + 1);
+        let dot: f32 =
+            oxygen[degree.clone()].iter().zip(&nitrogen[degree]).map(|(a, b)| a * b).sum();
+        let scalar = dot / (2.0 * l as f32 + 1.0).sqrt();
+        assert!((got - scalar).abs() < 1e-5);
+        want += weights[l] * scalar / (LMAX as f32 + 1.0).sqrt();
+    }
+    assert!((energy[0] - want).abs() < 1e-5);
     Ok(())
 }

@@ -48,7 +48,8 @@ pub struct GauntConvolutionArgs<'a> {
     pub x: TensorView<'a, 3>,
     /// Edge vectors `[e, 3]`, f32. See [`check_directions`](super::check_directions).
     pub r: TensorView<'a, 2>,
-    /// Filters by degree `[e, c, lmax2 + 1]`, f32; a channel stride of 0 shares them.
+    /// Filters by degree `[e, c, lmax2 + 1]`, f32; a channel stride of 0 shares them. All are used,
+    /// those of a zero vector too, whose harmonics above degree 0 are 0: give it finite ones.
     pub filter: TensorView<'a, 3>,
     /// Harmonics of the edges `[e, (lmax2 + 1)^2]`, f32, written everywhere; not weighted.
     pub y: TensorView<'a, 2>,

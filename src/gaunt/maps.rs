@@ -372,3 +372,22 @@ impl Bilinear {
         dispatch(ctx, pass, op, &kernel, bytemuck::bytes_of(&params), &resources, groups)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{assert_params, fields};
+
+    #[test]
+    fn params_match() {
+        let f32 = DType::F32;
+        assert_params(
+            &Linear::key([false; 2], false, false, f32, f32).wgsl(),
+            fields!(LinearParams: src dst weight_in weight_out count n_out channels lines first_src first_dst dst_channels pad),
+        );
+        assert_params(
+            &Bilinear::key([f32; 3], [false; 3], false).wgsl(),
+            fields!(BilinearParams: x y z weight_x weight_y weight_z rows channels count pad),
+        );
+    }
+}

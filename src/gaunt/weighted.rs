@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    IrrepNormalization, Irreps, MAX_CG_LMAX,
+    Irrep, IrrepNormalization, Irreps, MAX_CG_LMAX,
     clebsch_gordan::{Coupled, Tensors, couple, one_channel},
     maps::{Bilinear, BilinearRows},
     product::check_scratch,
@@ -119,7 +119,7 @@ pub struct WeightedTensorProductPlan {
     dims: [u32; 3],
     weights: u32,
     table: wgpu::Buffer,
-    /// Couplings of the instructions that mix all pairs, for [`Self::chunk`] rows at a time.
+    /// Couplings of the instructions that mix all pairs.
     mixed: Option<Mixed>,
     /// Whether an instruction keeps copies apart.
     own: bool,
@@ -185,21 +185,27 @@ impl WeightedTensorProduct {
         Some(if i.connection == Connection::Uvw { pairs.saturating_mul(c) } else { pairs })
     }
 
+    /// The irreps of an instruction that names present ones.
+    fn irreps_of(&self, i: &Instruction) -> [Irrep; 3] {
+        [self.irreps1.0[i.first], self.irreps2.0[i.second], self.irreps_out.0[i.out]]
+    }
+
     /// Terms that a path sums.
     fn fan(&self, i: &Instruction) -> f64 {
-        let [a, b] = [self.irreps1.0[i.first].mul, self.irreps2.0[i.second].mul].map(f64::from);
+        let [a, b, _] = self.irreps_of(i).map(|irrep| f64::from(irrep.mul));
         if i.connection == Connection::Uvw { a * b } else { b }
     }
 
-    /// What instruction `i`, which is legal, multiplies the coupling tensor of norm 1 by.
+    /// What a legal instruction multiplies the coupling tensor of norm 1 by.
     fn scale(&self, i: &Instruction) -> f64 {
-        let l = [self.irreps1.0[i.first].l, self.irreps2.0[i.second].l, self.irreps_out.0[i.out].l];
+        let [l1, l2, l3] = self.irreps_of(i).map(|irrep| irrep.l);
         let to_same = self.instructions.iter().filter(|other| other.out == i.out);
         let n: f64 = match self.path_normalization {
             PathNormalization::Element => to_same.map(|other| self.fan(other)).sum(),
             PathNormalization::Path => to_same.map(|_| self.fan(i)).sum(),
         };
-        (self.irrep_normalization.square(l[0], l[1], l[2]) / n.max(1.0)).sqrt()
+        // without terms there is nothing to scale
+        (self.irrep_normalization.square(l1, l2, l3) / n.max(1.0)).sqrt()
     }
 
     fn check(&self) -> Result<()> {
@@ -292,8 +298,7 @@ impl WeightedTensorProduct {
         let (starts1, starts2) = (self.irreps1.starts(), self.irreps2.starts());
         let (mut all, mut width) = (Vec::new(), 0u64);
         for i in self.instructions.iter().filter(|i| i.connection == Connection::Uvw) {
-            let (first, second) = (self.irreps1.0[i.first], self.irreps2.0[i.second]);
-            let l = self.irreps_out.0[i.out].l;
+            let [first, second, Irrep { l, .. }] = self.irreps_of(i);
             let start = width;
             width += u64::from(first.mul) * u64::from(second.mul) * u64::from(2 * l + 1);
             // the next start, too, is in range
@@ -317,13 +322,13 @@ impl WeightedTensorProduct {
         // entries by k of every instruction that keeps copies apart
         let mut entries: Vec<Vec<Vec<[u32; 4]>>> = Vec::new();
         for i in &self.instructions {
-            let l =
-                [self.irreps1.0[i.first].l, self.irreps2.0[i.second].l, self.irreps_out.0[i.out].l];
+            let l = self.irreps_of(i).map(|irrep| irrep.l);
+            let scale = self.scale(i);
             let mut by_k = Vec::new();
             if i.connection == Connection::Uvu {
                 by_k.resize(2 * l[2] as usize + 1, Vec::new());
                 for &([a, b, k], value) in tensors.of(l) {
-                    by_k[k as usize].push([a, b, to_f32(self.scale(i) * value).to_bits(), 0]);
+                    by_k[k as usize].push([a, b, to_f32(scale * value).to_bits(), 0]);
                 }
             }
             entries.push(by_k);
@@ -349,8 +354,7 @@ impl WeightedTensorProduct {
         let (mut weight, mut pairs) = (0u32, 0u32);
         let mut pair_starts = Vec::new();
         for i in &self.instructions {
-            let [a, b, c] =
-                [self.irreps1.0[i.first], self.irreps2.0[i.second], self.irreps_out.0[i.out]];
+            let [a, b, c] = self.irreps_of(i);
             weight_starts.push(weight);
             weight += u32::try_from(self.count(i).unwrap_or(0)).unwrap_or(0);
             pair_starts.push(pairs);
@@ -362,8 +366,7 @@ impl WeightedTensorProduct {
         for out in 0..self.irreps_out.0.len() {
             first_path.push(index(n_out as usize + paths.len()));
             for (at, i) in self.instructions.iter().enumerate().filter(|(_, i)| i.out == out) {
-                let [a, b, c] =
-                    [self.irreps1.0[i.first], self.irreps2.0[i.second], self.irreps_out.0[i.out]];
+                let [a, b, c] = self.irreps_of(i);
                 let [n1, n2, n3] = [a.l, b.l, c.l].map(|l| 2 * l + 1);
                 match i.connection {
                     Connection::Uvw => {
@@ -614,7 +617,10 @@ fn part<'a>(view: &TensorView<'a, 2>, first: u32, rows: u32) -> TensorView<'a, 2
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::{assert_params, fields, noop};
+    use crate::{
+        Tensor,
+        test_support::{assert_params, fields, noop},
+    };
 
     #[test]
     fn params_match() {
@@ -624,5 +630,49 @@ mod tests {
         product.instructions[0].connection = Connection::Uvu;
         let wgsl = product.plan(&noop(), 3).unwrap().wgsl();
         assert_params(&wgsl[1], fields!(Params: x y w t z count n_out));
+    }
+
+    /// Rows that go through scratch a few at a time are those that go through it at once.
+    #[test]
+    fn chunks_change_nothing() {
+        let Ok(ctx) = Context::new_blocking() else {
+            let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+            assert!(allowed, "no adapter; TILEWISE_ALLOW_NO_GPU=1 allows that");
+            return;
+        };
+        let irreps: Irreps = "2x0e+2x1o".parse().unwrap();
+        let mut product =
+            WeightedTensorProduct::fully_connected(irreps.clone(), irreps.clone(), irreps);
+        product
+            .instructions
+            .push(Instruction { connection: Connection::Uvu, ..product.instructions[1] });
+        let batch = 11;
+        let mut plan = product.plan(&ctx, batch).unwrap();
+        let row = |n: u32, seed: u32| {
+            let data: Vec<f32> = (0..batch * n).map(|i| ((i * 37 + seed) as f32).sin()).collect();
+            Tensor::upload(&ctx, [batch, n], &data).unwrap()
+        };
+        let [n1, n2, n3] = plan.dims();
+        let (x, y, w) = (row(n1, 1), row(n2, 2), row(plan.weights(), 3));
+        let mut run = |chunk: u32| {
+            plan.mixed.as_mut().unwrap().chunk = chunk;
+            let z = row(n3, 4);
+            let scratch = plan.scratch(&ctx).unwrap();
+            let args = WeightedTensorProductArgs {
+                x: x.view(),
+                y: y.view(),
+                w: w.view(),
+                z: z.view(),
+                scratch: scratch.as_ref(),
+            };
+            let mut encoder = ctx.device.create_command_encoder(&Default::default());
+            plan.encode(&ctx, &mut encoder, &args).unwrap();
+            ctx.queue.submit([encoder.finish()]);
+            z.download::<f32>(&ctx).unwrap()
+        };
+        let all = run(batch);
+        for chunk in [1, 4, 10] {
+            assert_eq!(all, run(chunk), "{chunk} rows at a time");
+        }
     }
 }
