@@ -850,7 +850,6 @@ fn map_problem<const D: usize>(
         op.stride[axis] = h.size_of(&[1, 1, kernel]);
         op.is_causal[axis] = h.chance(15);
     }
-    op.shrink_to_fit = h.chance(20);
     if h.chance(30) {
         op.border = h.pick(&[Border::Shift, Border::Masked, Border::Zeros]);
     }
@@ -881,6 +880,8 @@ fn map_problem<const D: usize>(
         head_dim_v: h.size_of(&[8, 16]),
         extra_tokens: if h.chance(20) { h.size(0, 5) } else { 0 },
     };
+    // no draw of its own: all else stays as it was
+    op.shrink_to_fit = (op.kernel_size[0] ^ spatial[0]).is_multiple_of(4);
     (op, shape)
 }
 
