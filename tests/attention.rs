@@ -1567,3 +1567,406 @@ fn bitwise_repeatable() {
         }
     }
 }
+
+/// Runs a problem as its inputs say, rows without gaps; keys and values are bytes with these scales
+/// where some are given, and then lie in pages one after the other if the options want pages.
+fn call(
+    ctx: &Context,
+    s: AttentionShape,
+    op: &Attention,
+    x: &Inputs,
+    scales: Option<&[Vec<f32>; 2]>,
+) -> [Vec<f32>; 2] {
+    let plan = op.plan(ctx, s).unwrap();
+    let scores = Layout::contiguous([s.batch, s.heads, s.seq_q, s.seq_k]);
+    let rows = |n: u32, d: u32| match op.page_size {
+        Some(page) => Layout::contiguous([s.batch * n / page, page, s.heads_kv, d]),
+        None => Layout::contiguous([s.batch, n, s.heads_kv, d]),
+    };
+    let (lk, lv) = (rows(s.seq_k, s.head_dim), rows(s.seq_k, s.head_dim_v));
+    let kv_dtype = if scales.is_some() { DType::I8 } else { op.dtype };
+    let lq = Layout::contiguous([s.batch, s.seq_q, s.heads, s.head_dim]);
+    let tq = upload_as(ctx, lq, &x.q, op.dtype).unwrap();
+    let tk = upload_as(ctx, lk, &x.k, kv_dtype).unwrap();
+    let tv = upload_as(ctx, lv, &x.v, kv_dtype).unwrap();
+    let o = Layout::contiguous([s.batch, s.seq_q, s.heads, s.head_dim_v]);
+    let o = Guarded::new(ctx, o, op.dtype);
+    let lse = Guarded::new(ctx, Layout::contiguous([s.batch, s.heads, s.seq_q]), DType::F32);
+    let scratch = scratch(ctx, plan.scratch_bytes());
+    let vector = |x: &[f32]| Tensor::upload(ctx, [s.heads], x).unwrap();
+    let slopes = op.alibi.then(|| vector(&x.slopes));
+    let sinks = op.sinks.then(|| vector(&x.sinks));
+    let bias = op.bias.then(|| upload_as(ctx, scores, &x.bias, DType::F32).unwrap());
+    let mask: Vec<f32> = x.visible.iter().map(|&seen| f32::from(u8::from(seen))).collect();
+    let mask = op.visible.then(|| upload_as(ctx, scores, &mask, DType::U8).unwrap());
+    let scales = scales.map(|both| {
+        let [b, t, h, _] = lk.shape;
+        let blocks = t.div_ceil(op.quantized.unwrap());
+        both.each_ref().map(|x| Tensor::upload(ctx, [b, h, blocks], x).unwrap())
+    });
+    let table: Vec<u32> = (0..op.page_size.map_or(0, |page| s.batch * s.seq_k / page)).collect();
+    let args = AttentionArgs {
+        lse: Some(lse.view()),
+        scratch: Some(&scratch),
+        slopes: slopes.as_ref().map(Tensor::view),
+        sinks: sinks.as_ref().map(Tensor::view),
+        bias: bias.as_ref().map(|x| x.view_as(scores).unwrap()),
+        visible: mask.as_ref().map(|x| x.view_as(scores).unwrap()),
+        key_lengths: op.key_lengths.then_some(&x.key_lengths[..]),
+        page_table: op.page_size.map(|_| &table[..]),
+        k_scale: scales.as_ref().map(|s| s[0].view()),
+        v_scale: scales.as_ref().map(|s| s[1].view()),
+        ..AttentionArgs::new(
+            tq.view_as(lq).unwrap(),
+            tk.view_as(lk).unwrap(),
+            tv.view_as(lv).unwrap(),
+            o.view(),
+        )
+    };
+    run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+    [o.read(ctx), lse.read(ctx)]
+}
+
+/// The largest error of an LSE, relative to its size where that is above 1; infinities must agree.
+fn lse_error(got: &[f32], want: &[f64]) -> f64 {
+    let error = |(g, w): (&f32, &f64)| match w.is_finite() {
+        true => (f64::from(*g) - w).abs() / w.abs().max(1.0),
+        false if f64::from(*g) == *w => 0.0,
+        false => f64::INFINITY,
+    };
+    got.iter()
+        .zip(want)
+        .map(error)
+        .map(|e| if e.is_nan() { f64::INFINITY } else { e })
+        .fold(0.0, f64::max)
+}
+
+/// The ways that rows and keys are shared out: most rows of a tile, few, one that lanes share, parts.
+const WAYS: [([u32; 2], Split); 4] = [
+    ([70, 64], Split::Never),
+    ([5, 64], Split::Never),
+    ([1, 64], Split::Auto),
+    ([70, 128], Split::Keys(64)),
+];
+
+/// Whether a device takes the next case of [`WAYS`]: those that compile fast all take the first.
+fn takes_way(deal: &mut Deal, device: &Device, split: Split, seq_q: u32) -> bool {
+    let fast = device.ctx.caps.unrolled >= Caps::minimum().unrolled;
+    deal.takes() || (fast && split == Split::Never && seq_q == 70)
+}
+
+/// Keys that are hidden by whatever means, whose scales are NaN or infinite.
+#[test]
+fn scales_of_hidden_keys_may_be_anything() {
+    let base = Attention { quantized: Some(16), ..Default::default() };
+    let lengths = Attention { key_lengths: true, ..base };
+    for (index, device) in devices().iter().enumerate() {
+        let (mut deal, ctx) = (Deal::new(index, 8), &device.ctx);
+        for (way, ([t, n], split)) in WAYS.into_iter().enumerate() {
+            for (option, op) in [
+                Attention { visible: true, ..base },
+                Attention { bias: true, ..base },
+                lengths,
+                Attention { page_size: Some(16), ..lengths },
+                // the first block of keys is before every row's window
+                Attention { window: Window { left: Some(3), right: None }, ..base },
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                // every other pair of a way and an option
+                if !slow() && ((way + option) % 2 == 1 || !deal.takes()) {
+                    continue;
+                }
+                let op = Attention { split, ..op };
+                // rows of the window stand at the last keys
+                let t = if op.window.left.is_some() { t.min(5) } else { t };
+                let s = shape(1, [t, n], [2, 1], [16, 8]);
+                let mut rng = Rng(61);
+                let mut bytes = |d: u32| -> Vec<f32> {
+                    (0..n * d).map(|_| rng.range(0, 255) as f32 - 127.0).collect()
+                };
+                let (k, v) = (bytes(16), bytes(8));
+                let q = rng.vec((t * 2 * 16) as usize);
+                let hidden = |j: u32| match () {
+                    () if op.key_lengths => j >= 48,
+                    () if op.window.left.is_some() => j < 16,
+                    () => (16..32).contains(&j),
+                };
+                let cells = || (0..2 * t * n).map(|i| hidden(i % n));
+                let mut x = Inputs { q, key_lengths: vec![48], ..Default::default() };
+                if op.visible {
+                    x.visible = cells().map(|hidden| !hidden).collect();
+                }
+                if op.bias {
+                    let bias = |hidden| if hidden { f32::NEG_INFINITY } else { 0.25 };
+                    x.bias = cells().map(bias).collect();
+                }
+                if !op.key_lengths {
+                    x.key_lengths.clear();
+                }
+                let scale = 0.01;
+                let real = |bytes: &[f32]| bytes.iter().map(|x| x * scale).collect();
+                let known = Inputs { k: real(&k), v: real(&v), ..x.clone() };
+                let (want, want_lse) = known.reference(&s, &op);
+                x.k = k;
+                x.v = v;
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let scales: Vec<f32> =
+                        (0..n / 16).map(|b| if hidden(b * 16) { bad } else { scale }).collect();
+                    let [got, lse] = call(ctx, s, &op, &x, Some(&[scales.clone(), scales]));
+                    let message = format!("{}, {bad}, {t} x {n}, {op:?}", device.name);
+                    assert!(got.iter().all(|x| x.is_finite()), "{message}: {:?}", &got[..4]);
+                    let error = rel_rms(&got, &want);
+                    assert!(error < 1e-6, "{message}: {error:e}");
+                    assert!(lse_error(&lse, &want_lse) < 4e-6, "{message}: LSE");
+                }
+            }
+        }
+        ctx.forget_kernels();
+    }
+}
+
+/// Finite numbers added to the scores of keys whose values are old bytes: those weigh nothing.
+#[test]
+fn finite_masks_hide_garbage() {
+    for (index, device) in devices().iter().enumerate() {
+        let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
+        for ([t, n], split) in WAYS {
+            if !takes_way(&mut deal, device, split, t) {
+                continue;
+            }
+            let op = Attention { bias: true, split, ..Default::default() };
+            let s = shape(1, [t, n], [2, 1], [16, 8]);
+            for (mask, size) in [
+                (-1e4, 1e30),
+                (-1e9, 1e30),
+                (f32::MIN, 1e30),
+                (-1e4, 3e38),
+                (f32::MIN, -3e38),
+                (-200.0, 3e38),
+            ] {
+                let mut rng = Rng(62);
+                let mut x = Inputs {
+                    q: rng.vec((t * 2 * 16) as usize),
+                    k: rng.vec((n * 16) as usize),
+                    v: rng.vec((n * 8) as usize),
+                    ..Default::default()
+                };
+                // padding at the front, in the middle and behind
+                let padded = |j: u32| j < 6 || (24..33).contains(&j) || j >= n - 5;
+                for (at, v) in x.v.iter_mut().enumerate().filter(|(at, _)| padded(*at as u32 / 8)) {
+                    *v = if at % 2 == 0 { size } else { -size };
+                }
+                x.bias = (0..2 * t * n).map(|i| if padded(i % n) { mask } else { 0.0 }).collect();
+                let (want, want_lse) = x.reference(&s, &op);
+                let [got, lse] = call(ctx, s, &op, &x, None);
+                let message = format!("{}, {mask}, {size}, {t} x {n}, {split:?}", device.name);
+                let error = rel_rms(&got, &want);
+                println!("{message}: {error:.1e}");
+                assert!(error < 1e-6, "{message}: {error:e}");
+                assert!(lse_error(&lse, &want_lse) < 4e-6, "{message}: LSE");
+            }
+        }
+        ctx.forget_kernels();
+    }
+}
+
+/// Values near the ends of f32 under scores that are far from 0 or from each other: the sums of weighted
+/// values stay in range.
+#[test]
+fn values_near_the_ends_of_f32() {
+    for (index, device) in devices().iter().enumerate() {
+        let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
+        for ([t, n], split) in WAYS {
+            if !takes_way(&mut deal, device, split, t) {
+                continue;
+            }
+            let op = Attention { scale: Some(1.0), split, ..Default::default() };
+            let s = shape(1, [t, n], [1, 1], [8, 8]);
+            for size in [1e-30, 1e34, 1e37] {
+                for [score, rise] in
+                    [[9.0, 0.0], [0.0, 0.0], [-9.0, 0.0], [-5.0, 0.2], [100.0, 0.5]]
+                {
+                    let mut rng = Rng(63);
+                    let k = (0..n)
+                        .flat_map(|j| [&[score + rise * (j % 64) as f32][..], &[0.0; 7]].concat());
+                    let x = Inputs {
+                        q: [1.0f32, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0].repeat(t as usize),
+                        k: k.collect(),
+                        v: rng
+                            .vec((n * 8) as usize)
+                            .iter()
+                            .map(|x| (x.abs() + 0.5) * size / 1.5)
+                            .collect(),
+                        ..Default::default()
+                    };
+                    let (want, _) = x.reference(&s, &op);
+                    let [got, _] = call(ctx, s, &op, &x, None);
+                    let message = format!(
+                        "{}, {size:e}, scores {score} + {rise} j, {t} x {n}, {split:?}",
+                        device.name
+                    );
+                    assert!(got.iter().all(|x| x.is_finite()), "{message}: {:?}", &got[..4]);
+                    let error = rel_rms(&got, &want);
+                    assert!(error < 2e-6, "{message}: {error:e}");
+                }
+            }
+        }
+        ctx.forget_kernels();
+    }
+}
+
+/// Softcaps that are no cap in f32, that leave nothing of the scores, and between.
+#[test]
+fn softcaps_of_any_size() {
+    for (index, device) in devices().iter().enumerate() {
+        let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
+        for ([t, n], split) in WAYS {
+            if !takes_way(&mut deal, device, split, t) {
+                continue;
+            }
+            let s = shape(1, [t, n], [2, 1], [16, 8]);
+            let mut rng = Rng(64);
+            let x = Inputs {
+                q: rng.vec((t * 2 * 16) as usize).iter().map(|x| x * 4.0).collect(),
+                k: rng.vec((n * 16) as usize),
+                v: rng.vec((n * 8) as usize),
+                ..Default::default()
+            };
+            for cap in [f32::MAX, 1e38, 1e30, 1e6, 2.0, 1e-3, 1e-30, 1e-38, f32::from_bits(1)] {
+                let op = Attention { softcap: Some(cap), split, ..Default::default() };
+                let (want, want_lse) = x.reference(&s, &op);
+                let [got, lse] = call(ctx, s, &op, &x, None);
+                let message = format!("{}, softcap {cap:e}, {t} x {n}, {split:?}", device.name);
+                let error = rel_rms(&got, &want);
+                assert!(error < 2e-6, "{message}: {error:e}");
+                assert!(lse_error(&lse, &want_lse) < 4e-6, "{message}: LSE");
+            }
+        }
+        ctx.forget_kernels();
+    }
+}
+
+/// Scores, biases, slopes, sinks and scales of any size that f32 holds.
+#[test]
+fn scores_of_any_size() {
+    type Bias = fn(u32) -> f32;
+    let biases: [(&str, Bias); 7] = [
+        ("one key far above", |j| if j == 37 { 1e30 } else { 0.0 }),
+        ("one key further above", |j| if j == 37 { 3e38 } else { -3e38 }),
+        ("two keys far above", |j| if j % 32 == 5 { 1e30 } else { -1e30 }),
+        ("one key less far below", |j| if j == 37 { -1e30 } else { -2e30 }),
+        ("one key not at the bottom", |j| if j == 37 { -1e38 } else { f32::MIN }),
+        ("all at the bottom", |_| f32::MIN),
+        ("all far below, some hidden", |j| if j % 3 == 0 { f32::NEG_INFINITY } else { -1e31 }),
+    ];
+    for (index, device) in devices().iter().enumerate() {
+        let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
+        for ([t, n], split) in WAYS {
+            if !takes_way(&mut deal, device, split, t) {
+                continue;
+            }
+            let s = shape(1, [t, n], [1, 1], [8, 8]);
+            let mut rng = Rng(65);
+            let x = Inputs {
+                q: rng.vec((t * 8) as usize),
+                k: rng.vec((n * 8) as usize),
+                v: rng.vec((n * 8) as usize),
+                ..Default::default()
+            };
+            let base = Attention { split, ..Default::default() };
+            let check = |what: &str, op: &Attention, x: &Inputs| {
+                let [got, lse] = call(ctx, s, op, x, None);
+                let (want, want_lse) = x.reference(&s, op);
+                let message = format!("{}, {what}, {t} x {n}, {split:?}", device.name);
+                let error = rel_rms(&got, &want);
+                assert!(error < 2e-6, "{message}: {error:e}");
+                // what is beyond 2e38 counts as that
+                let bounded: Vec<f64> =
+                    want_lse.iter().map(|x| x.clamp(-2.07e38, 2.07e38)).collect();
+                let bounded =
+                    if want_lse.iter().any(|x| x.is_infinite()) { want_lse } else { bounded };
+                let error = lse_error(&lse, &bounded);
+                assert!(
+                    error < 1e-2 && (error < 4e-6 || bounded[0].abs() > 2e38),
+                    "{message}: LSE {error:e}"
+                );
+            };
+            for (what, bias) in biases {
+                // f32 has no digits left for the scores themselves beside such numbers
+                let flat = Inputs {
+                    q: vec![0.0; x.q.len()],
+                    bias: (0..t * n).map(|i| bias(i % n)).collect(),
+                    ..x.clone()
+                };
+                check(what, &Attention { bias: true, ..base }, &flat);
+            }
+            for slope in [1e30, 2e38, 3.4e38, 1e-38] {
+                let x = Inputs { slopes: vec![slope], ..x.clone() };
+                // every row stands at a key of its own
+                if t <= n {
+                    let op = Attention { alibi: true, mask: BOTTOM_RIGHT, ..base };
+                    check(&format!("slope {slope:e}"), &op, &x);
+                }
+            }
+            for sink in [1e30, 3e38, -1e30, f32::MIN] {
+                let x = Inputs { sinks: vec![sink], ..x.clone() };
+                check(&format!("sink {sink:e}"), &Attention { sinks: true, ..base }, &x);
+            }
+            for scale in [1e-40, -1e-44, 0.0] {
+                check(&format!("scale {scale:e}"), &Attention { scale: Some(scale), ..base }, &x);
+            }
+            let by = |x: &[f32], factor: f32| x.iter().map(|x| x * factor).collect::<Vec<f32>>();
+            let small = Inputs { q: by(&x.q, 0.01), k: by(&x.k, 1e-36), ..x.clone() };
+            check("scale 2.3e38", &Attention { scale: Some(2.3e38), ..base }, &small);
+        }
+        ctx.forget_kernels();
+    }
+}
+
+/// Parts whose LSEs are far from 0 and from each other; those of no weight may hold large numbers, those
+/// without keys anything.
+#[test]
+fn merge_of_far_parts() {
+    for device in devices() {
+        let ctx = &device.ctx;
+        let s = MergeShape { parts: 3, batch: 1, seq: 1, heads: 7, head_dim_v: 4 };
+        let none = f32::NEG_INFINITY;
+        // for each head the LSEs of its parts, the values that they hold, and what is wanted
+        let heads: [([f32; 3], [f32; 3], f32, f32); 7] = [
+            ([1e30, -1e30, 0.0], [2.0, 3e38, -3e38], 2.0, 1e30),
+            ([-1e30, -2e30, -1e31], [2.0, 3e38, 5.0], 2.0, -1e30),
+            ([-3e38, none, none], [2.0, f32::NAN, f32::INFINITY], 2.0, -3e38),
+            ([none, 3e38, -3e38], [f32::NAN, 2.0, 3e38], 2.0, 3e38),
+            ([none; 3], [f32::NAN; 3], 0.0, none),
+            ([-1e4, 0.0, 0.0], [1e30, 1.0, 3.0], 2.0, std::f32::consts::LN_2),
+            ([0.0, f32::NAN, none], [1.0, 1.0, 1.0], f32::NAN, f32::NAN),
+        ];
+        let lse: Vec<f32> = (0..3).flat_map(|p| heads.map(|head| head.0[p])).collect();
+        let parts: Vec<f32> =
+            (0..3).flat_map(|p| heads.map(|head| head.1[p])).flat_map(|x| [x; 4]).collect();
+        let plan = Merge::default().plan(ctx, s).unwrap();
+        let parts = Tensor::upload(ctx, [3, 1, 1, 7, 4], &parts).unwrap();
+        let lses = Tensor::upload(ctx, [3, 1, 7, 1], &lse).unwrap();
+        let o = Guarded::new(ctx, Layout::contiguous([1, 1, 7, 4]), DType::F32);
+        let lse = Guarded::new(ctx, Layout::contiguous([1, 7, 1]), DType::F32);
+        let args = MergeArgs {
+            o_parts: parts.view(),
+            lse_parts: lses.view(),
+            o: o.view(),
+            lse: Some(lse.view()),
+        };
+        run(ctx, |e| plan.encode(ctx, e, &args)).unwrap();
+        let (o, lse) = (o.read(ctx), lse.read(ctx));
+        for (i, (lses, _, want, want_lse)) in heads.iter().enumerate() {
+            let close = |x: f32, want: f32| {
+                x == want || (x - want).abs() <= 1e-6 * want.abs() || (x.is_nan() && want.is_nan())
+            };
+            let message =
+                format!("{}, LSEs {lses:?}: {:?}, {}", device.name, &o[i * 4..][..4], lse[i]);
+            assert!(o[i * 4..][..4].iter().all(|x| close(*x, *want)), "{message}");
+            assert!(close(lse[i], *want_lse), "{message}");
+        }
+    }
+}

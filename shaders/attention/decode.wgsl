@@ -70,7 +70,7 @@ struct Params {
     // key j is visible to query i if i + diagonal - left <= j <= i + diagonal + right
     left: i32,
     right: i32,
-    // scale * log2(e), or scale / softcap: scores are kept in base 2
+    // times log2(e): scores are kept in base 2
     scale: f32,
     softcap: f32,
     blocks_q: u32,
@@ -117,9 +117,11 @@ var<workgroup> sums: array<f32, ROWS * BLOCK_K>;
 // @end
 
 // below every real score, and finite: WGSL may assume that infinities do not occur
-const HIDDEN: f32 = -1e30;
-// the least that a score counts for, above HIDDEN
-const LEAST: f32 = -1e29;
+const HIDDEN: f32 = -3.3e38;
+// what scores count for at least, where maxima begin, so far above HIDDEN that a hidden key weighs
+// nothing, and what they count for at most
+const LEAST: f32 = -3e38;
+const MOST: f32 = 3e38;
 const LOG2_E: f32 = 1.4426950408889634;
 
 @compute @workgroup_size(LANES)
@@ -208,13 +210,13 @@ fn decode(
     var l: array<f32, ROWS>;
     var acc: array<vec4<f32>, ROWS * V_CHUNKS * 2u>;
     // @unroll I ROWS
-    m[I] = HIDDEN;
+    m[I] = LEAST;
     l[I] = 0.0;
     // @if SINKS
     // one more logit, of a key without value; it belongs to the first split
     if split == 0u {
-        m[I] = sinks_load(params.sinks_at + head[I]) * LOG2_E;
-        l[I] = 1.0;
+        m[I] = clamp(sinks_load(params.sinks_at + head[I]), LEAST / LOG2_E, MOST / LOG2_E) * LOG2_E;
+        l[I] = WEIGHT_UNIT;
     }
     // @end
     // @unroll C V_CHUNKS
@@ -225,8 +227,11 @@ fn decode(
     // @if ALIBI
     var slope: array<f32, ROWS>;
     // @unroll I ROWS
-    slope[I] = slopes_load(params.slopes_at + head[I]) * LOG2_E;
+    slope[I] = clamp(slopes_load(params.slopes_at + head[I]), -MOST / LOG2_E, MOST / LOG2_E) * LOG2_E;
     // @end
+    // @end
+    // @if SOFTCAP
+    let uncap = 1.0 / params.softcap;
     // @end
     // @if BIAS
     var bias_row: array<u32, ROWS>;
@@ -331,10 +336,10 @@ fn decode(
             s[I * BLOCK_K + J] *= scale_k;
             // @end
             // @if SOFTCAP
-            s[I * BLOCK_K + J] = params.softcap * tanh_fma(s[I * BLOCK_K + J]) * LOG2_E;
+            s[I * BLOCK_K + J] = params.softcap * tanh_fma(s[I * BLOCK_K + J] * uncap);
             // @end
             // @if ALIBI
-            s[I * BLOCK_K + J] -= slope[I] * f32(abs(i32(row[I]) + diagonal - i32(start + J)));
+            s[I * BLOCK_K + J] = at_least(s[I * BLOCK_K + J] - slope[I] * f32(abs(i32(row[I]) + diagonal - i32(start + J))), LEAST);
             // @end
             // @if PARTIAL
             {
@@ -346,12 +351,13 @@ fn decode(
                 let extra = bias_load(bias_row[I] + min(start + J, seq_k - 1u));
                 // -inf, told by its bits
                 visible = visible && bitcast<u32>(extra) != 0xff800000u;
-                s[I * BLOCK_K + J] += max(extra, LEAST) * LOG2_E;
+                s[I * BLOCK_K + J] += extra * LOG2_E;
+                s[I * BLOCK_K + J] = select(s[I * BLOCK_K + J], MOST, s[I * BLOCK_K + J] > MOST);
                 // @end
                 // @if MASK
                 visible = visible && mask_load(mask_row[I] + min(start + J, seq_k - 1u)) != 0.0;
                 // @end
-                s[I * BLOCK_K + J] = select(HIDDEN, max(s[I * BLOCK_K + J], LEAST), visible);
+                s[I * BLOCK_K + J] = select(HIDDEN, at_least(s[I * BLOCK_K + J], LEAST), visible);
             }
             // @end
             top = max(top, s[I * BLOCK_K + J]);
@@ -360,17 +366,18 @@ fn decode(
             m[I] = top;
             var sum = 0.0;
             // @unroll J BLOCK_K
-            // @if PARTIAL
-            s[I * BLOCK_K + J] = select(0.0, exp2_weight(s[I * BLOCK_K + J] - top, SOFT_EXP2), s[I * BLOCK_K + J] != HIDDEN);
-            // @else
-            s[I * BLOCK_K + J] = exp2_weight(s[I * BLOCK_K + J] - top, SOFT_EXP2);
-            // @end
+            s[I * BLOCK_K + J] = exp2_unit(s[I * BLOCK_K + J] - top, SOFT_EXP2);
             sum += s[I * BLOCK_K + J];
             // @end
             l[I] = fma(l[I], shrink, sum);
             // @if QUANTIZED
             // @unroll J BLOCK_K
+            // @if PARTIAL
+            // the scale of keys that are hidden may be anything
+            s[I * BLOCK_K + J] = select(s[I * BLOCK_K + J] * scale_v, 0.0, s[I * BLOCK_K + J] == 0.0);
+            // @else
             s[I * BLOCK_K + J] *= scale_v;
+            // @end
             // @end
             // @end
             // @unroll C V_CHUNKS
@@ -381,7 +388,7 @@ fn decode(
         // @end
 
         // where some row does not see some key, its weight is 0, but 0 * NaN is NaN
-        let partial = PARTIAL && (MASK || BIAS || start + BLOCK_K > first_limit || (LEFT_BOUND && start < last_lower));
+        let partial = PARTIAL && !QUANTIZED && (MASK || BIAS || start + BLOCK_K > first_limit || (LEFT_BOUND && start < last_lower));
         // @unroll J BLOCK_K
         {
             // @if PAGED

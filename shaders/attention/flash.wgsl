@@ -79,7 +79,7 @@ const CUT: bool = false; // @spec
 // keys for one query after the other, every broadcast by way of memory.
 const CUT_SCORES: bool = false; // @spec
 // Weights are relative to a reference, not to the running maximum: 0 until a row's first scores are
-// more than BELOW under it, or any more than ABOVE over it. Outputs are rescaled a few times in all,
+// more than NEAR from it, or any more than ABOVE over it. Outputs are rescaled a few times in all,
 // mostly never, instead of at every block; the division by the sum leaves nothing of the reference. A
 // block that moves it is scored twice.
 const LAZY: bool = false; // @spec
@@ -115,7 +115,7 @@ struct Params {
     // key j is visible to query i if i + diagonal - left <= j <= i + diagonal + right
     left: i32,
     right: i32,
-    // scale * log2(e), or scale / softcap: scores are kept in base 2
+    // times log2(e): scores are kept in base 2
     scale: f32,
     softcap: f32,
     blocks_q: u32,
@@ -164,17 +164,16 @@ var<workgroup> v_tile: array<vec4<f32>, STAGE * TILE_K * DV4 + 1u - STAGE>;
 // @end
 
 // below every real score, and finite: WGSL may assume that infinities do not occur
-const HIDDEN: f32 = -1e30;
-// the least that a score counts for, above HIDDEN
-const LEAST: f32 = -1e29;
-// How far a row's scores, in base 2, may be above the reference, how far its first may be below it,
-// and how far above the score that moves it the reference is set, for the sake of scores that keep
-// rising: a row's largest weight is from 2^-BELOW to 2^ABOVE. Scores FAR below the reference weigh
-// nothing.
+const HIDDEN: f32 = -3.3e38;
+// what scores count for at least, where maxima begin, so far above HIDDEN that a hidden key weighs
+// nothing, and what they count for at most
+const LEAST: f32 = -3e38;
+const MOST: f32 = 3e38;
+// How far a row's scores, in base 2, may be above the reference, and how far its first may be off it:
+// a row's largest weight is from WEIGHT_UNIT / 2^NEAR to 1. Many values that are large and weigh as
+// much must not add up to infinity, nor small ones vanish.
 const ABOVE: f32 = 16.0;
-const BELOW: f32 = 24.0;
-const AHEAD: f32 = 16.0;
-const FAR: f32 = -100.0;
+const NEAR: f32 = 8.0;
 const LOG2_E: f32 = 1.4426950408889634;
 
 @compute @workgroup_size(WORKGROUP)
@@ -326,14 +325,14 @@ fn flash(
     // @if LAZY
     m[I] = 0.0;
     // @else
-    m[I] = HIDDEN;
+    m[I] = LEAST;
     // @end
     l[I] = 0.0;
     // @if SINKS
     // one more logit, of a key without value; it belongs to the first split
     if split == 0u {
-        m[I] = sinks_load(params.sinks_at + head[I]) * LOG2_E;
-        l[I] = 1.0;
+        m[I] = clamp(sinks_load(params.sinks_at + head[I]), LEAST / LOG2_E, MOST / LOG2_E) * LOG2_E;
+        l[I] = WEIGHT_UNIT;
     }
     // @end
     // @unroll C DV4
@@ -343,8 +342,11 @@ fn flash(
     // @if ALIBI
     var slope: array<f32, QUERIES>;
     // @unroll I QUERIES
-    slope[I] = slopes_load(params.slopes_at + head[I]) * LOG2_E;
+    slope[I] = clamp(slopes_load(params.slopes_at + head[I]), -MOST / LOG2_E, MOST / LOG2_E) * LOG2_E;
     // @end
+    // @end
+    // @if SOFTCAP
+    let uncap = 1.0 / params.softcap;
     // @end
     // @if BIAS
     var bias_row: array<u32, QUERIES>;
@@ -387,10 +389,9 @@ fn flash(
         // @unroll I QUERIES
         {
             let moves = moved[I] != m[I];
-            let next = select(m[I], moved[I] + AHEAD, moves);
             // where it moves down there is nothing to scale yet
-            let shrink = select(1.0, exp2_weight(min(m[I] - next, 0.0), SOFT_EXP2), moves);
-            m[I] = next;
+            let shrink = select(1.0, exp2_weight(min(m[I] - moved[I], 0.0), SOFT_EXP2), moves);
+            m[I] = moved[I];
             l[I] *= shrink;
             // @unroll C DV4
             acc[I * DV4 + C] *= shrink;
@@ -559,10 +560,10 @@ fn flash(
             s[I * BLOCK_K + J] *= scale_k;
             // @end
             // @if SOFTCAP
-            s[I * BLOCK_K + J] = params.softcap * tanh_fma(s[I * BLOCK_K + J]) * LOG2_E;
+            s[I * BLOCK_K + J] = params.softcap * tanh_fma(s[I * BLOCK_K + J] * uncap);
             // @end
             // @if ALIBI
-            s[I * BLOCK_K + J] -= slope[I] * f32(abs(i32(row[I]) + diagonal - i32(start + J)));
+            s[I * BLOCK_K + J] = at_least(s[I * BLOCK_K + J] - slope[I] * f32(abs(i32(row[I]) + diagonal - i32(start + J))), LEAST);
             // @end
             // @if PARTIAL
             {
@@ -578,7 +579,8 @@ fn flash(
                 // @end
                 // -inf, told by its bits
                 visible = visible && bitcast<u32>(extra) != 0xff800000u;
-                s[I * BLOCK_K + J] += max(extra, LEAST) * LOG2_E;
+                s[I * BLOCK_K + J] += extra * LOG2_E;
+                s[I * BLOCK_K + J] = select(s[I * BLOCK_K + J], MOST, s[I * BLOCK_K + J] > MOST);
                 // @end
                 // @if MASK
                 // @if MASK_WORDS
@@ -587,14 +589,14 @@ fn flash(
                 visible = visible && mask_load(mask_row[I] + min(start + J, seq_k - 1u)) != 0.0;
                 // @end
                 // @end
-                s[I * BLOCK_K + J] = select(HIDDEN, max(s[I * BLOCK_K + J], LEAST), visible);
+                s[I * BLOCK_K + J] = select(HIDDEN, at_least(s[I * BLOCK_K + J], LEAST), visible);
             }
             // @end
             top = max(top, s[I * BLOCK_K + J]);
             // @end
             // @if LAZY
             // each row by its own scores: its bits must not depend on its neighbours
-            let far = top > m[I] + ABOVE || (l[I] == 0.0 && top < m[I] - BELOW && top != HIDDEN);
+            let far = select(top > m[I] + ABOVE, abs(top - m[I]) > NEAR && top != HIDDEN, l[I] == 0.0);
             moved[I] = select(m[I], top, far);
             move_any = move_any || far;
             // @else
@@ -612,15 +614,7 @@ fn flash(
         {
             var sum = 0.0;
             // @unroll J BLOCK_K
-            // @if LAZY
-            s[I * BLOCK_K + J] = select(0.0, exp2_weight(s[I * BLOCK_K + J] - m[I], SOFT_EXP2), s[I * BLOCK_K + J] - m[I] > FAR);
-            // @else
-            // @if PARTIAL
-            s[I * BLOCK_K + J] = select(0.0, exp2_weight(s[I * BLOCK_K + J] - m[I], SOFT_EXP2), s[I * BLOCK_K + J] != HIDDEN);
-            // @else
-            s[I * BLOCK_K + J] = exp2_weight(s[I * BLOCK_K + J] - m[I], SOFT_EXP2);
-            // @end
-            // @end
+            s[I * BLOCK_K + J] = exp2_unit(s[I * BLOCK_K + J] - m[I], SOFT_EXP2);
             sum += s[I * BLOCK_K + J];
             // @end
             // @if LAZY
@@ -630,14 +624,19 @@ fn flash(
             // @end
             // @if QUANTIZED
             // @unroll J BLOCK_K
+            // @if PARTIAL
+            // the scale of keys that are hidden may be anything
+            s[I * BLOCK_K + J] = select(s[I * BLOCK_K + J] * scale_v, 0.0, s[I * BLOCK_K + J] == 0.0);
+            // @else
             s[I * BLOCK_K + J] *= scale_v;
+            // @end
             // @end
             // @end
         }
         // @end
 
         // where some row does not see some key, its weight is 0, but 0 * NaN is NaN
-        let partial = PARTIAL && (MASK || BIAS || start + BLOCK_K > first_limit || (LEFT_BOUND && start < last_lower));
+        let partial = PARTIAL && !QUANTIZED && (MASK || BIAS || start + BLOCK_K > first_limit || (LEFT_BOUND && start < last_lower));
         // @if SUBGROUP
         // [BLOCK_K, DV4] spread over the lanes
         var values: array<vec4<f32>, V_REGS>;
@@ -776,7 +775,7 @@ fn flash(
             lse_store_bits(at_lse + 1u, bitcast<u32>(l[I]));
             // @else
             // m is in base 2; -inf for a row that sees nothing
-            let value = m[I] * 0.6931471805599453 + log(select(l[I], 1.0, empty));
+            let value = m[I] * 0.6931471805599453 + log(select(l[I] * WEIGHT_UNITS, 1.0, empty));
             if params.lse_wanted != 0u {
                 lse_store_bits(at_lse, select(bitcast<u32>(value), 0xff800000u, empty));
             }

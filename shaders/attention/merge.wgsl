@@ -3,7 +3,8 @@
 // for the weights exp(lse_p - maximum).
 // PAIRS: parts come from flash.wgsl as they stood in its registers, outputs not divided by the sum
 // of their weights, and instead of an LSE, whose rounding would be an error of every weight, that
-// sum and what their scores are relative to, in base 2: the largest, or a score about as large.
+// sum, in units of WEIGHT_UNIT, and what their scores are relative to, in base 2: the largest, or a
+// score about as large.
 //   o_parts [P, B, T, H, Dv], lse_parts [P, B, H, T] or [P, B, H, T, 2], o [B, T, H, Dv],
 //   lse [B, H, T]
 // Source: Rabe and Staats 2021, arXiv:2112.05682, section 2. Twin: none; the reference is the op.
@@ -43,7 +44,8 @@ struct Params {
 @group(0) @binding(5) var<storage, read> table: array<u32>;
 // @end
 
-const HIDDEN: f32 = -1e30;
+// below every LSE and reference, and finite
+const HIDDEN: f32 = -3.3e38;
 const LN_2: f32 = 0.6931471805599453;
 const MINUS_INFINITY: u32 = 0xff800000u;
 
@@ -89,11 +91,11 @@ fn merge(
         // @if PAIRS
         let weights = lse_parts_load(lse_at + p * params.lse_part + 1u);
         let seen = weights != 0.0;
-        let w = select(0.0, exp2(max(x - top, -200.0)), seen);
+        let w = select(0.0, exp2_weight(x - top, false), seen);
         sum = fma(w, weights, sum);
         // @else
         let seen = bitcast<u32>(x) != MINUS_INFINITY;
-        let w = select(0.0, exp2(max((x - top) * 1.4426950408889634, -200.0)), seen);
+        let w = select(0.0, exp2_weight((x - top) * 1.4426950408889634, false), seen);
         sum += w;
         // @end
         let part = o_parts_load4n(o_at + p * params.o_part, min(4u, HEAD_DIM_V - chunk * 4u));
@@ -104,7 +106,7 @@ fn merge(
     let at = batch * params.o.x + seq * params.o.y + head * params.o.z + params.o.w + chunk * 4u;
     o_store4n(at, min(4u, HEAD_DIM_V - chunk * 4u), acc * inverse);
     if chunk == 0u {
-        let value = top * select(1.0, LN_2, PAIRS) + log(select(sum, 1.0, empty));
+        let value = top * select(1.0, LN_2, PAIRS) + log(select(sum * select(1.0, WEIGHT_UNITS, PAIRS), 1.0, empty));
         lse_store_bits(
             batch * params.lse.x + head * params.lse.y + seq * params.lse.z + params.lse.w,
             select(bitcast<u32>(value), MINUS_INFINITY, empty),

@@ -43,7 +43,9 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> o: array<vec4<f32>>; fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
 @group(0) @binding(7) var<storage, read_write> lse: array<f32>; fn lse_store_bits(i: u32, x: u32) { lse[i] = bitcast<f32>(x); } // @tensor
 
-const HIDDEN: f32 = -1e30;
+// below every real score, and finite; and what scores count for at least, where maxima begin
+const HIDDEN: f32 = -3.3e38;
+const LEAST: f32 = -3e38;
 
 @compute @workgroup_size(32)
 fn triple(
@@ -72,7 +74,7 @@ fn triple(
     // @unroll C D4
     query[C] = params.scale * q_load4n(q_at + C * 4u, min(4u, HEAD_DIM - C * 4u));
     // @end
-    var m = HIDDEN;
+    var m = LEAST;
     var l = 0.0;
     var acc: array<vec4<f32>, DV4>;
     // @unroll C DV4
@@ -97,15 +99,15 @@ fn triple(
                 // @unroll C D4
                 sum += dot(modified[C], k2_load4n(at + C * 4u, min(4u, HEAD_DIM - C * 4u)));
                 // @end
-                s[J] = select(HIDDEN, sum, start + J < seq_2);
+                s[J] = select(HIDDEN, at_least(sum, LEAST), start + J < seq_2);
                 top = max(top, s[J]);
             }
             // @end
-            let shrink = exp2(max(m - top, -200.0));
+            let shrink = exp2_weight(m - top, false);
             m = top;
             var total = 0.0;
             // @unroll J BLOCK
-            s[J] = select(0.0, exp2(max(s[J] - top, -200.0)), start + J < seq_2);
+            s[J] = exp2_unit(s[J] - top, false);
             total += s[J];
             // @end
             l = fma(l, shrink, total);
@@ -126,7 +128,7 @@ fn triple(
     // @unroll C DV4
     o_store4n(at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[C] * inverse);
     // @end
-    let value = m * 0.6931471805599453 + log(select(l, 1.0, empty));
+    let value = m * 0.6931471805599453 + log(select(l * WEIGHT_UNITS, 1.0, empty));
     lse_store_bits(
         batch * params.lse.x + head * params.lse.y + row * params.lse.z + params.lse.w,
         select(bitcast<u32>(value), 0xff800000u, empty),

@@ -41,13 +41,14 @@ fn unfused_softmax(
     if CAUSAL {
         limit = u32(clamp(i32(row) + params.diagonal + 1, 0, i32(params.seq_k)));
     }
-    var top = -1e30;
+    // below every real score, and finite
+    var top = -3e38;
     for (var j = 0u; j < limit; j++) {
         top = max(top, scores_load(at + j));
     }
     var sum = 0.0;
     for (var j = 0u; j < limit; j++) {
-        let p = exp2(scores_load(at + j) - top);
+        let p = exp2_weight(scores_load(at + j) - top, false);
         scores_store(at + j, p);
         sum += p;
     }

@@ -1,7 +1,7 @@
 //! Recording a planned attention.
 
 use super::{
-    Algorithm, AttentionArgs, AttentionPlan, Mask, OP, merge,
+    Algorithm, AttentionArgs, AttentionPlan, Mask, OP, base_2, merge,
     plan::Variant,
     table::{self, Table},
 };
@@ -64,6 +64,12 @@ struct UnfusedParams {
     scale: f32,
     blocks_q: u32,
     groups: u32,
+}
+
+/// A softcap in base 2, normal as is its inverse: drivers may take what is smaller for 0. A cap beyond
+/// these bounds is one that no score comes near in f32, or that leaves none of any score.
+fn cap_base_2(cap: f32) -> f32 {
+    (cap * std::f32::consts::LOG2_E).clamp(1.2e-38, 8e37)
 }
 
 /// Strides of all axes but the last, and the offset.
@@ -395,7 +401,6 @@ impl AttentionPlan {
         let (left, right) = op.reach();
         // the reach is at most MAX_SEQ
         let reach = |keys: i64| i32::try_from(keys).unwrap_or(i32::MAX);
-        let log2_e = std::f32::consts::LOG2_E;
         let mut params = Params {
             seq_q: s.seq_q,
             seq_k: s.seq_k,
@@ -403,8 +408,8 @@ impl AttentionPlan {
             pack: group,
             left: reach(left),
             right: reach(right),
-            scale: op.softcap.map_or(self.scale * log2_e, |cap| self.scale / cap),
-            softcap: op.softcap.unwrap_or(0.0),
+            scale: base_2(self.scale),
+            softcap: op.softcap.map_or(0.0, cap_base_2),
             blocks_q,
             groups: number("workgroups", groups)?,
             splits: parts,
@@ -586,7 +591,7 @@ impl AttentionPlan {
             group: s.heads / s.heads_kv,
             // lengths are below 2^30
             diagonal: i32::try_from(diagonal).unwrap_or(i32::MAX),
-            scale: self.scale * std::f32::consts::LOG2_E,
+            scale: base_2(self.scale),
             blocks_q: 0,
             groups: 0,
         };

@@ -30,7 +30,9 @@ pub struct MergeShape {
 /// `lse = ln sum_p exp(lse_p)`, `o = sum_p exp(lse_p - lse) o_p`, in the order of the parts
 /// (Rabe and Staats 2021, arXiv:2112.05682, section 2).
 ///
-/// A part whose LSE is -inf saw no key: its output is not looked at. Where all are, the output is 0
+/// A part whose LSE is -inf saw no key: its output is not looked at. Other LSEs may be anything from
+/// -3e38 to 3e38; a part that weighs less than 2^-150 counts as 0, unless its output is NaN or
+/// infinite. Where all are, the output is 0
 /// and the LSE -inf. A row whose other parts are -inf is copied bit for bit in f32.
 ///
 /// Ring and sequence-parallel attention, prefill in chunks of keys, and extra keys are attention over

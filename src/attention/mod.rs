@@ -189,15 +189,27 @@ pub enum Algorithm {
 /// added; keys outside of `mask`, `window`, the sequence's length, or where `visible` is 0 or `bias`
 /// -inf, are hidden; a sink adds `exp(sink)` to the denominator. Every option may be combined with
 /// every other.
+///
+/// What belongs to hidden keys alone has no effect, whatever it holds: their rows of `k` and `v`, entries
+/// of `bias`, scales. Where a block of keys is hidden from some query, and always with `bias` or
+/// `visible`, NaN and infinities in `v` count as 0 for every query, those that see the key too: an
+/// overflow further up may not show there. In `q`, `k` and the scales they do show.
+///
+/// Numbers are f32's. A score, a bias, a slope times a distance and a sink beyond 2e38 either way count
+/// as that. Weights of less than some 1e-30 of a row's largest are 0: a bias of -1e4 or `f32::MIN` hides
+/// values as large as f32 holds. Values may be from 1e-28 to 1e37 in size at the least, however many
+/// keys there are up to a million.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Attention {
     /// Which keys a query sees.
     pub mask: Mask,
     /// How far around itself a query sees.
     pub window: Window,
-    /// Factor of the scores; `None` is `1 / sqrt(head_dim)`. Finite.
+    /// Factor of the scores; `None` is `1 / sqrt(head_dim)`. Finite. Above 2.3e38 it counts as that, and
+    /// below 1e-38, either sign, a driver may take it for 0.
     pub scale: Option<f32>,
-    /// Bound of the scores through a tanh (Gemma 2, arXiv:2408.00118, section 2). Positive.
+    /// Bound of the scores through a tanh (Gemma 2, arXiv:2408.00118, section 2). Positive and finite;
+    /// above 5e37 it counts as that, which scores below 1e34 do not feel, and below 1e-38 as that.
     pub softcap: Option<f32>,
     /// Scores fall with the distance, by a slope for each head (ALiBi, arXiv:2108.12409):
     /// [`AttentionArgs::slopes`].
@@ -251,7 +263,8 @@ pub struct AttentionArgs<'a> {
     /// ALiBi slopes `[heads]`, f32.
     pub slopes: Option<TensorView<'a, 1>>,
     /// Additive bias `[batch, heads, seq_q, seq_k]`, of which any of the first three may be 1 and is
-    /// then repeated. Entries may be -inf.
+    /// then repeated. An entry of -inf hides the key; a finite one, however low, does not: where all
+    /// keys of a row have it the row is their mean, as it is of plain attention.
     pub bias: Option<TensorView<'a, 4>>,
     /// Boolean mask, u8, 0 hides; shaped and repeated as `bias`: `[batch, 1, 1, seq_k]` is a
     /// key-padding mask.
@@ -344,6 +357,11 @@ impl Attention {
             Mask::None => CausalAlignment::BottomRight,
         }
     }
+}
+
+/// A scale of scores in base 2, finite.
+pub(crate) fn base_2(scale: f32) -> f32 {
+    (scale * std::f32::consts::LOG2_E).clamp(f32::MIN, f32::MAX)
 }
 
 /// The sum of `first + i` for `i` in `0..count`, each cut off below 0 and above `most`.

@@ -1,5 +1,6 @@
 //! Softmax over pairs of keys.
 
+use super::base_2;
 use crate::{
     Caps, Context, DType, Error, Result, TensorView,
     dispatch::{dispatch, distinct_outputs, fold},
@@ -263,7 +264,7 @@ impl TriplePlan {
             group: s.heads / s.heads_kv,
             // at most the elements of the output
             items: u32::try_from(rows).unwrap_or(u32::MAX),
-            scale: self.scale * std::f32::consts::LOG2_E,
+            scale: base_2(self.scale),
             unused: 0,
         };
         let whole =
