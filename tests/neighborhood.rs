@@ -945,3 +945,135 @@ fn long_walks_stay_under_the_loop_bound() {
         assert!(error < 5e-7, "{}: {error:.1e}", device.name);
     }
 }
+
+/// Keys and values of some tokens that are no numbers, or large ones: only queries that see them know.
+#[test]
+fn a_bad_key_reaches_the_queries_that_see_it() {
+    let base = NeighborhoodAttention::new([3, 3]);
+    let shape = NeighborhoodShape {
+        spatial: [9, 12],
+        heads: 2,
+        heads_kv: 1,
+        head_dim: 8,
+        head_dim_v: 8,
+        ..Default::default()
+    };
+    let fast = fast();
+    for (case, (op, extra_tokens)) in [
+        (base, 0),
+        (base, 3),
+        (NeighborhoodAttention { stride: [2, 2], ..base }, 0),
+        // blocks of keys reach past windows of nine
+        (NeighborhoodAttention { stride: [3, 3], ..base }, 0),
+        (NeighborhoodAttention { stride: [3, 3], border: Border::Masked, ..base }, 0),
+        (NeighborhoodAttention { dilation: [2, 3], ..base }, 0),
+        (NeighborhoodAttention { is_causal: [true, false], ..base }, 0),
+        (NeighborhoodAttention { border: Border::Zeros, bias: RelativeBias::Table, ..base }, 1),
+        (
+            NeighborhoodAttention {
+                border: Border::Masked,
+                bias: RelativeBias::Factorised { scaled: true },
+                dtype: DType::F16,
+                ..base
+            },
+            0,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (d, device) in devices().iter().enumerate() {
+            let turn = fast.iter().position(|&f| f == d).map(|place| place % 2 == case % 2);
+            if !slow() && !turn.unwrap_or(case == 0) {
+                continue;
+            }
+            for algorithm in BOTH {
+                let op = NeighborhoodAttention { algorithm, ..op };
+                let shape = NeighborhoodShape { extra_tokens, ..shape };
+                let problem: Problem<2, 5, 4> = Problem::new(shape, op);
+                for bad in [f32::NAN, f32::INFINITY, 3e4] {
+                    let mut x = problem.data(&mut Rng(71));
+                    let garbage = if bad == 3e4 && op.dtype == DType::F32 { 1e30 } else { bad };
+                    for token in [0, 41, 107] {
+                        for (i, v) in x.v[token * 8..][..8].iter_mut().enumerate() {
+                            *v = if i % 2 == 0 { garbage } else { -garbage };
+                        }
+                        if bad != 3e4 {
+                            x.k[token * 8..][..8].fill(bad);
+                        }
+                    }
+                    let (want, want_lse) = problem.want(&x);
+                    let (got, got_lse) = problem.outputs(&device.ctx, &x);
+                    let message = format!("{}, {garbage}, {op:?}", device.name);
+                    let (mut clean, mut clean_want) = (Vec::new(), Vec::new());
+                    for (row, (want, got)) in want.chunks(8).zip(got.chunks(8)).enumerate() {
+                        let seen = want.iter().any(|x| !x.is_finite() || x.abs() > 1e3);
+                        if seen && bad != 3e4 {
+                            assert!(got.iter().all(|x| !x.is_finite()), "{message}: {row} {got:?}");
+                        }
+                        if !seen {
+                            let all = got.iter().all(|x| x.is_finite());
+                            assert!(all, "{message}: row {row} {got:?}");
+                            clean.extend(got);
+                            clean_want.extend(want);
+                            let error = f64::from(got_lse[row]) - want_lse[row];
+                            assert!(error.abs() < 4e-6 * want_lse[row].abs().max(1.0), "{message}");
+                        }
+                    }
+                    assert!(clean.len() > 100, "{message}");
+                    let error = rel_rms(&clean, &clean_want);
+                    let budget = 4.0 * op.dtype.unit_roundoff().max(1.2e-7);
+                    assert!(error < budget, "{message}: {error:e}");
+                }
+            }
+            forget(device);
+        }
+    }
+}
+
+/// Biases that f32 has no room beside for a score, values near its end under scores far from 0.
+#[test]
+fn biases_and_values_near_the_ends_of_f32() {
+    let shape = NeighborhoodShape {
+        spatial: [40],
+        heads: 1,
+        heads_kv: 1,
+        head_dim: 4,
+        head_dim_v: 4,
+        ..Default::default()
+    };
+    for (d, device) in devices().iter().enumerate() {
+        if !slow() && !fast().contains(&d) {
+            continue;
+        }
+        for algorithm in BOTH {
+            let op = NeighborhoodAttention {
+                algorithm,
+                bias: RelativeBias::Table,
+                ..NeighborhoodAttention::new([5])
+            };
+            let problem: Problem<1, 4, 3> = Problem::new(shape, op);
+            for (big, rest) in [(1e30, 0.0), (3e38, -3e38), (-1e30, -2e30), (0.0, f32::MIN)] {
+                let mut x = problem.data(&mut Rng(72));
+                x.q.fill(0.0);
+                // every window has its own place among the keys before or after
+                x.bias = vec![rest; 9];
+                x.bias[4] = big;
+                let (want, _) = problem.want(&x);
+                let (got, _) = problem.outputs(&device.ctx, &x);
+                let error = rel_rms(&got, &want);
+                assert!(error < 1e-6, "{}, {algorithm:?}, {big:e}: {error:e}", device.name);
+            }
+            for (score, size) in [(9.0, 1e34), (0.0, 1e37), (9.0, 1e37), (-9.0, 1e-30)] {
+                let mut x = problem.data(&mut Rng(73));
+                x.bias.fill(score);
+                x.v.iter_mut().for_each(|v| *v *= size);
+                let (want, _) = problem.want(&x);
+                let (got, _) = problem.outputs(&device.ctx, &x);
+                let error = rel_rms(&got, &want);
+                assert!(error < 2e-6, "{}, {algorithm:?}, {size:e}: {error:e}", device.name);
+            }
+        }
+        forget(device);
+    }
+}

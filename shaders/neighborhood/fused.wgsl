@@ -13,6 +13,9 @@
 // Each lane loads a share of a block's rows and every lane hears the others' by broadcast; in the
 // portable tier the host puts `own` for the broadcast, LANES is 1, and each invocation loads all.
 // No workgroup memory, no barrier.
+// A key that a query does not see weighs 0 in its sums, but 0 * NaN is NaN: sums that are not finite
+// when a query leaves are formed anew, of the keys that it sees alone. Where windows are SHARED there
+// is no such key.
 // Source: Hassani et al. 2024, arXiv:2403.04690; stride from arXiv:2504.16922; online softmax from
 // Dao 2023, arXiv:2307.08691. Twin: none; `naive.wgsl` is the second opinion, `simulate.rs` runs
 // the schedule.
@@ -84,7 +87,8 @@ struct Params {
     bias_rows: vec4<u32>,
     // scale * log2(e): scores are kept in base 2
     scale: f32,
-    pad0: u32,
+    // groups of queries whose sums may be formed anew
+    again: u32,
     pad1: u32,
     pad2: u32,
 }
@@ -99,9 +103,11 @@ struct Params {
 @group(0) @binding(8) var<storage, read> bias: array<f32>; fn bias_load(i: u32) -> f32 { return bias[i]; } // @tensor
 
 // below every real score, and finite: WGSL may assume that infinities do not occur
-const HIDDEN: f32 = -1e30;
-// where maxima begin: so far above HIDDEN that a hidden score weighs nothing before one is seen
-const LOWEST: f32 = -1e20;
+const HIDDEN: f32 = -3.3e38;
+// what scores count for at least, where maxima begin, so far above HIDDEN that a hidden key weighs
+// nothing, and what they count for at most
+const LEAST: f32 = -3e38;
+const MOST: f32 = 3e38;
 const LOG2_E: f32 = 1.4426950408889634;
 
 // A query's place in the dilation group, and whether there is a query.
@@ -175,6 +181,7 @@ fn fused(
     let extra_v_base = batch * params.extra_v.x + head_kv * params.extra_v.z + params.extra_v.w;
 
     // @if SHARED
+    let last_key = vec3<i32>(origin + box_end / width, box_start + box_size) - 1;
     // @else
     // across the walk axis an invocation's window is the same in all its groups
     let column = place_of(0, local, first, size).at;
@@ -202,7 +209,7 @@ fn fused(
     var done: array<i32, SLOTS>;
     // @end
     // @unroll I SLOTS
-    m[I] = LOWEST;
+    m[I] = LEAST;
     l[I] = 0.0;
     bias_at[I] = vec3<i32>(0);
     // @unroll C D4
@@ -252,7 +259,7 @@ fn fused(
             }
         }
         // @unroll I SLOTS
-        m[I] = LOWEST;
+        m[I] = LEAST;
         l[I] = 0.0;
         // @unroll C DV4
         acc[I * DV4 + C] = vec4<f32>(0.0);
@@ -272,11 +279,77 @@ fn fused(
                 let place = vec3<u32>(leaving.at);
                 let o_at = o_base + dot(place, o_step);
                 let inverse = 1.0 / l[0];
+                // see the top; as many leave so as the driver's loops have trips for
+                var lost = false;
+                // @unroll C DV4
+                lost = lost || any(not_finite(acc[C]));
+                // @end
+                if lost && u32(g - i32(SLOTS)) < params.again {
+                    let begin = vec3<i32>(row_start(leaving.at.x, length.x), see_start);
+                    let end = vec3<i32>(row_end(leaving.at.x, length.x), see_end);
+                    let span = end - begin;
+                    let keys = span.x * span.y * span.z;
+                    let q_at = q_base + dot(place, q_step);
+                    let bias_0 = bias_begin(leaving.at, residue, batch, head);
+                    // @unroll C DV4
+                    acc[C] = vec4<f32>(0.0);
+                    // @end
+                    var n = 0;
+                    loop {
+                        let key = begin + vec3<i32>(n / (span.y * span.z), n / span.z % span.y, n % span.z);
+                        let inside = vec3<u32>(clamp(key, vec3<i32>(0), length - 1));
+                        let pad = ZEROS && any(key != vec3<i32>(inside));
+                        let extra = EXTRA && n >= keys;
+                        let extra_k_at = extra_k_base + u32(n - keys) * params.extra_k.y;
+                        let extra_v_at = extra_v_base + u32(n - keys) * params.extra_v.y;
+                        var score = 0.0;
+                        var c = 0u;
+                        loop {
+                            var x: vec4<f32>;
+                            if extra {
+                                x = extra_k_load4n(extra_k_at + c * 4u, min(4u, HEAD_DIM - c * 4u));
+                            } else {
+                                x = k_load4n(k_base + dot(inside, k_step) + c * 4u, min(4u, HEAD_DIM - c * 4u));
+                            }
+                            score += dot(params.scale * q_load4n(q_at + c * 4u, min(4u, HEAD_DIM - c * 4u)), x);
+                            c += 1u;
+                            if c >= D4 {
+                                break;
+                            }
+                        }
+                        score = select(score, 0.0, pad && !extra);
+                        if BIAS != 0u && !extra {
+                            score += LOG2_E * bias_of(bias_0, key, true);
+                        }
+                        let weight = exp2_unit(min(score, MOST) - m[0], SOFT_EXP2);
+                        c = 0u;
+                        loop {
+                            var x: vec4<f32>;
+                            if extra {
+                                x = extra_v_load4n(extra_v_at + c * 4u, min(4u, HEAD_DIM_V - c * 4u));
+                            } else {
+                                x = v_load4n(v_base + dot(inside, v_step) + c * 4u, min(4u, HEAD_DIM_V - c * 4u));
+                            }
+                            x = select(x, vec4<f32>(0.0), pad && !extra);
+                            // @unroll C DV4
+                            acc[C] = fma(vec4<f32>(weight), select(vec4<f32>(0.0), x, c == C), acc[C]);
+                            // @end
+                            c += 1u;
+                            if c >= DV4 {
+                                break;
+                            }
+                        }
+                        n += 1;
+                        if n >= keys + params.kernel.w {
+                            break;
+                        }
+                    }
+                }
                 // @unroll C DV4
                 o_store4n(o_at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[C] * inverse);
                 // @end
                 // m is in base 2
-                lse_store(lse_base + dot(place, lse_step), m[0] * 0.6931471805599453 + log(l[0]));
+                lse_store(lse_base + dot(place, lse_step), m[0] * 0.6931471805599453 + log(l[0] * WEIGHT_UNITS));
             }
             // @unroll I MOVES
             from_key[I] = from_key[I + 1u];
@@ -322,7 +395,7 @@ fn fused(
             done[MOVES] = select(0, high_key, comes);
             from_key[MOVES] = select(0, (row_start(seat.x, length.x) - origin) * width, sees);
             to_key[MOVES] = select(0, (row_end(seat.x, length.x) - origin) * width, sees);
-            m[MOVES] = LOWEST;
+            m[MOVES] = LEAST;
             l[MOVES] = 0.0;
             if BIAS != 0u {
                 bias_at[MOVES] = bias_begin(seat, residue, batch, head);
@@ -366,7 +439,12 @@ fn fused(
             var padded: array<bool, BLOCK_K>;
             // @unroll J BLOCK_K
             {
+                // @if SHARED
+                // a block may run past the box, where it repeats the last key
+                let key = select(vec3<i32>(row, box_start + col), last_key, MASK == 1u && at + i32(J) >= box_end);
+                // @else
                 let key = vec3<i32>(row, box_start + col);
+                // @end
                 // a block may run past the box; with ZEROS the box leaves the map
                 let inside = vec3<u32>(clamp(key, vec3<i32>(0), length - 1));
                 k_at[J] = k_base + dot(inside, k_step);
@@ -457,6 +535,7 @@ fn fused(
                         let bias = bias_of(bias_at[I], spot[J], visible);
                         // extra tokens have none
                         s[I * BLOCK_K + J] += select(0.0, LOG2_E * bias, visible);
+                        s[I * BLOCK_K + J] = at_least(select(s[I * BLOCK_K + J], MOST, s[I * BLOCK_K + J] > MOST), LEAST);
                     }
                     if EXTRA {
                         visible = visible || (key >= box_end && key < target_key);
@@ -469,7 +548,7 @@ fn fused(
                 m[I] = top;
                 var sum = 0.0;
                 // @unroll J BLOCK_K
-                s[I * BLOCK_K + J] = exp2_weight(s[I * BLOCK_K + J] - top, SOFT_EXP2);
+                s[I * BLOCK_K + J] = exp2_unit(s[I * BLOCK_K + J] - top, SOFT_EXP2);
                 sum += s[I * BLOCK_K + J];
                 // @end
                 l[I] = fma(l[I], shrink[I], sum);
@@ -534,7 +613,7 @@ fn fused(
                 o_store4n(o_at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[C] * inverse);
                 // @end
                 // m is in base 2
-                lse_store(lse_base + dot(place, lse_step), m[0] * 0.6931471805599453 + log(l[0]));
+                lse_store(lse_base + dot(place, lse_step), m[0] * 0.6931471805599453 + log(l[0] * WEIGHT_UNITS));
             }
             // @unroll I MOVES
             m[I] = m[I + 1u];

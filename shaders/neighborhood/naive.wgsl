@@ -49,7 +49,8 @@ struct Params {
     bias_rows: vec4<u32>,
     // scale * log2(e): scores are kept in base 2
     scale: f32,
-    pad0: u32,
+    // groups of queries whose sums may be formed anew, in the fused kernel
+    again: u32,
     pad1: u32,
     pad2: u32,
 }
@@ -63,8 +64,10 @@ struct Params {
 @group(0) @binding(7) var<storage, read> extra_v: array<vec4<f32>>; fn extra_v_load4n(i: u32, n: u32) -> vec4<f32> { return extra_v[i >> 2u]; } // @tensor
 @group(0) @binding(8) var<storage, read> bias: array<f32>; fn bias_load(i: u32) -> f32 { return bias[i]; } fn bias_load4n(i: u32, n: u32) -> vec4<f32> { return vec4<f32>(bias[i], 0.0, 0.0, 0.0); } // @tensor
 
-// below every real score, and finite: WGSL may assume that infinities do not occur
-const HIDDEN: f32 = -1e30;
+// what scores count for at least, where maxima begin, and at most; finite, for WGSL may assume that
+// infinities do not occur
+const LEAST: f32 = -3e38;
+const MOST: f32 = 3e38;
 const LOG2_E: f32 = 1.4426950408889634;
 
 @compute @workgroup_size(WORKGROUP)
@@ -111,7 +114,7 @@ fn naive(
     // @unroll C DV4
     acc[C] = vec4<f32>(0.0);
     // @end
-    var m = HIDDEN;
+    var m = LEAST;
     var l = 0.0;
 
     let size = end - begin;
@@ -158,9 +161,10 @@ fn naive(
             // @end
         }
 
+        score = at_least(select(score, MOST, score > MOST), LEAST);
         let top = max(m, score);
-        let shrink = exp2(max(m - top, -200.0));
-        let weight = exp2(max(score - top, -200.0));
+        let shrink = exp2_weight(m - top, false);
+        let weight = exp2_unit(score - top, false);
         m = top;
         l = fma(l, shrink, weight);
         if n < keys {
@@ -201,5 +205,5 @@ fn naive(
     let lse_at = dot(params.lse_axes.xyz, token) + batch * params.lse_axes.w + head * params.lse_head.x
         + params.lse_head.y;
     // m is in base 2
-    lse_store(lse_at, m * 0.6931471805599453 + log(l));
+    lse_store(lse_at, m * 0.6931471805599453 + log(l * WEIGHT_UNITS));
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView, Tier,
-    attention::{Attention, AttentionArgs, AttentionPlan, AttentionShape, Split},
+    attention::{Attention, AttentionArgs, AttentionPlan, AttentionShape, Split, base_2},
     caps::UNROLLED,
     dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
@@ -120,6 +120,8 @@ pub struct NeighborhoodPlan<const D: usize> {
     lanes: u32,
     /// Whether exponentials are made of multiply-adds.
     soft_exp2: bool,
+    /// Loop trips of an invocation.
+    trips: u64,
     /// Plain attention, for a window as large as the map.
     full: Option<AttentionPlan>,
 }
@@ -148,7 +150,7 @@ struct Params {
     bias_axes: [i32; 4],
     bias_rows: [u32; 4],
     scale: f32,
-    pad0: u32,
+    again: u32,
     pad1: u32,
     pad2: u32,
 }
@@ -291,18 +293,19 @@ impl<const D: usize> NeighborhoodAttention<D> {
         let fastest =
             |tiles: &NeighborhoodTiles<D>| self.simulate(&shape, tiles, &KernelCost::of(caps));
         let workgroup = workgroup(caps);
-        let tiles = match (self.algorithm, self.tiles) {
+        let (tiles, trips) = match (self.algorithm, self.tiles) {
             (Algorithm::Naive, _) => {
                 if keys > caps.loop_trips {
                     return Err(too_long(keys));
                 }
-                NeighborhoodTiles {
+                let tiles = NeighborhoodTiles {
                     axis: 0,
                     tile: [1; D],
                     slots: 1,
                     block_k: 1,
                     lanes: PLAIN_WORKGROUP,
-                }
+                };
+                (tiles, keys)
             }
             (Algorithm::Fused, Some(tiles)) => {
                 let simulation = fastest(&tiles)?;
@@ -320,13 +323,14 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 if simulation.trips > caps.loop_trips {
                     return Err(too_long(simulation.trips));
                 }
-                tiles
+                (tiles, simulation.trips)
             }
             (Algorithm::Fused, None) => {
                 let all = self.candidates(&shape, workgroup, &KernelCost::of(caps))?;
                 let fits = all.iter().find(|c| c.simulation.trips <= caps.loop_trips);
                 let least = || all.iter().map(|c| c.simulation.trips).min().unwrap_or(u64::MAX);
-                fits.ok_or_else(|| too_long(least()))?.tiles
+                let best = fits.ok_or_else(|| too_long(least()))?;
+                (best.tiles, best.simulation.trips)
             }
         };
         #[expect(clippy::cast_possible_truncation, reason = "rounded once, from f64")]
@@ -342,6 +346,7 @@ impl<const D: usize> NeighborhoodAttention<D> {
                 .filter(|_| caps.tier == Tier::Subgroup)
                 .map_or(1, |(min, _)| min.min(32)),
             soft_exp2: caps.cpu,
+            trips,
             full: None,
         })
     }
@@ -723,7 +728,8 @@ impl<const D: usize> NeighborhoodPlan<D> {
             extra_v: extra(&extra_v, &bound_extra_v),
             bias_axes,
             bias_rows: [0; 4],
-            scale: self.scale * std::f32::consts::LOG2_E,
+            scale: base_2(self.scale),
+            again: self.again(caps),
             ..Default::default()
         };
         let row_stride = bias.map_or(0, |b| b.strides_u32()[0]);
@@ -797,6 +803,16 @@ impl<const D: usize> NeighborhoodPlan<D> {
             &resources,
             fold(OP, count, caps)?,
         )
+    }
+
+    /// Groups of queries of one workgroup whose sums the fused kernel may form anew, a trip for each key
+    /// and chunk: as many as the driver's loops have trips for.
+    fn again(&self, caps: &Caps) -> u32 {
+        let s = self.shape;
+        let chunks = u64::from(s.head_dim.div_ceil(4) + s.head_dim_v.div_ceil(4));
+        let trips = self.op.window_keys(&s).saturating_mul(chunks + 1);
+        let left = caps.loop_trips.saturating_sub(self.trips).checked_div(trips);
+        left.map_or(0, |groups| u32::try_from(groups).unwrap_or(u32::MAX))
     }
 
     fn check_scratch<'a>(
@@ -941,7 +957,7 @@ mod tests {
             let (main, relative) = wgsl.split_last().unwrap();
             assert_params(
                 main,
-                fields!(Params: tokens kernel stride dilation rule tile tiles q_axes k_axes v_axes o_axes lse_axes qk_head vo_head lse_head extra_k extra_v bias_axes bias_rows scale pad0 pad1 pad2),
+                fields!(Params: tokens kernel stride dilation rule tile tiles q_axes k_axes v_axes o_axes lse_axes qk_head vo_head lse_head extra_k extra_v bias_axes bias_rows scale again pad1 pad2),
             );
             for text in relative {
                 assert_params(
