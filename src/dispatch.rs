@@ -110,20 +110,110 @@ impl<'a, const N: usize> TensorView<'a, N> {
     }
 }
 
-/// Refuses buffers of another device, and outputs that share a buffer with an input or with each
-/// other.
-pub(crate) fn distinct_outputs(
+/// Where an argument lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    buffer: &'a wgpu::Buffer,
+    /// In elements; `None` for all of the buffer.
+    layout: Option<(&'a [u32], &'a [u64], u64)>,
+    /// Bytes of an element.
+    size: u64,
+}
+
+impl<'a> From<&'a wgpu::Buffer> for Place<'a> {
+    fn from(buffer: &'a wgpu::Buffer) -> Self {
+        Self { buffer, layout: None, size: 1 }
+    }
+}
+
+impl<'a, const N: usize> From<&'a TensorView<'_, N>> for Place<'a> {
+    fn from(view: &'a TensorView<'_, N>) -> Self {
+        let layout = &view.layout;
+        let layout = Some((&layout.shape[..], &layout.strides[..], layout.offset));
+        Self { buffer: view.buffer, layout, size: view.dtype.size() }
+    }
+}
+
+impl Place<'_> {
+    /// Axes of more than one element: their lengths, and strides in bytes; and the first byte.
+    /// `None` past `u64`, and where nothing is said but the buffer.
+    fn bytes(&self) -> Option<(Vec<[u64; 2]>, u64)> {
+        let (shape, strides, offset) = self.layout?;
+        let axes = shape.iter().zip(strides).filter(|(n, _)| **n > 1);
+        let axes: Option<Vec<_>> =
+            axes.map(|(&n, s)| Some([n.into(), s.checked_mul(self.size)?])).collect();
+        Some((axes?, offset.checked_mul(self.size)?))
+    }
+
+    /// The words, within each `period` bytes, in which all elements lie.
+    fn within(&self, period: u64) -> Option<[u64; 2]> {
+        let (axes, first) = self.bytes()?;
+        let inner = axes.iter().filter(|[_, stride]| !stride.is_multiple_of(period));
+        let start = first % period;
+        let end = inner.copied().try_fold(start.checked_add(self.size)?, |end, [n, stride]| {
+            end.checked_add((n - 1).checked_mul(stride)?)
+        })?;
+        // what passes a period's end begins again in the next
+        (end <= period).then_some([start / 4, end.div_ceil(4)])
+    }
+
+    /// Whether the two can be seen to have no word of four bytes in common: kernels write those whole.
+    fn apart(&self, other: &Self) -> bool {
+        if self.buffer != other.buffer {
+            return true;
+        }
+        let nothing = |place: &Self| place.layout.is_some_and(|(shape, ..)| shape.contains(&0));
+        if nothing(self) || nothing(other) {
+            return true;
+        }
+        let (Some((a, _)), Some((b, _))) = (self.bytes(), other.bytes()) else { return false };
+        // one after the other, or, as keys and values side by side in a row, in turn
+        let periods =
+            a.iter().chain(&b).map(|[_, stride]| *stride).filter(|s| *s > 0 && s % 4 == 0);
+        periods.chain([1 << 62]).any(|period| match (self.within(period), other.within(period)) {
+            (Some(a), Some(b)) => a[1] <= b[0] || b[1] <= a[0],
+            _ => false,
+        })
+    }
+}
+
+/// Whether an input lies in the buffer of an output, refused if the two may overlap, or if one is of
+/// another device: before they are compared, for buffers of two devices may be equal.
+pub(crate) fn shares(
     ctx: &Context,
     op: &'static str,
-    outputs: &[(&'static str, &wgpu::Buffer)],
-    inputs: &[(&'static str, &wgpu::Buffer)],
-) -> Result<()> {
-    for (what, buffer) in outputs.iter().chain(inputs) {
-        ctx.home().expect_buffer(op, what, buffer)?;
+    (output, written): (&'static str, Place<'_>),
+    (input, read): (&'static str, Place<'_>),
+) -> Result<bool> {
+    ctx.home().expect_buffer(op, output, written.buffer)?;
+    ctx.home().expect_buffer(op, input, read.buffer)?;
+    if !written.apart(&read) {
+        return Err(Error::SharedBuffer { op, output, other: input });
     }
-    for (i, (output, buffer)) in outputs.iter().enumerate() {
-        let others = outputs[..i].iter().chain(inputs);
-        if let Some((other, _)) = others.into_iter().find(|(_, b)| b == buffer) {
+    Ok(written.buffer == read.buffer)
+}
+
+/// Refuses buffers of another device, outputs that share a buffer with an input, and outputs that
+/// overlap or may overlap: all of a buffer that is given without a layout counts.
+pub(crate) fn distinct_outputs<'a>(
+    ctx: &Context,
+    op: &'static str,
+    outputs: &[(&'static str, impl Into<Place<'a>> + Copy)],
+    inputs: &[(&'static str, impl Into<Place<'a>> + Copy)],
+) -> Result<()> {
+    let place = |(what, place): (&'static str, Place<'a>)| {
+        ctx.home().expect_buffer(op, what, place.buffer).map(|()| (what, place))
+    };
+    let outputs: Vec<_> =
+        outputs.iter().map(|&(what, of)| place((what, of.into()))).collect::<Result<_>>()?;
+    let inputs: Vec<_> =
+        inputs.iter().map(|&(what, of)| place((what, of.into()))).collect::<Result<_>>()?;
+    for (i, (output, at)) in outputs.iter().enumerate() {
+        let within = |(_, other): &&(&'static str, Place<'_>)| other.buffer == at.buffer;
+        if let Some((other, _)) = inputs.iter().find(within) {
+            return Err(Error::SharedBuffer { op, output, other });
+        }
+        if let Some((other, _)) = outputs[..i].iter().find(|(_, other)| !other.apart(at)) {
             return Err(Error::SharedBuffer { op, output, other });
         }
     }

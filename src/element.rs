@@ -172,11 +172,20 @@ pub(crate) struct TensorDecl {
     pub(crate) wide: bool,
     /// Floats read two at a time, f32 as a 64-bit word, where rows start at multiples of two; read only.
     pub(crate) pairs: bool,
+    /// Bound as what is written, though it is only read: for an input in the buffer of an output. Not
+    /// with the forms above.
+    pub(crate) beside: bool,
 }
 
 impl TensorDecl {
     pub(crate) const fn new(dtype: DType, vec4: bool) -> Self {
-        Self { dtype, vec4, texels: false, wide: false, pairs: false }
+        Self { dtype, vec4, texels: false, wide: false, pairs: false, beside: false }
+    }
+
+    /// The same, for an input that lies in the buffer of an output: within one kernel, a device lets a
+    /// buffer be read only or written.
+    pub(crate) fn beside_outputs(self) -> Self {
+        Self { beside: true, ..self }
     }
 
     /// One line of WGSL that declares binding `index` as `name`, with its access functions.
@@ -206,7 +215,7 @@ impl TensorDecl {
         if self.texels {
             return self.texels_wgsl(name, index);
         }
-        let access = if writable { "read_write" } else { "read" };
+        let access = if writable || self.beside { "read_write" } else { "read" };
         let packed = self.dtype != DType::F32;
         let (cell, load, load4, load4n): (&str, String, String, String) = match (packed, self.vec4)
         {

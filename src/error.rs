@@ -85,11 +85,20 @@ pub enum Error {
         /// Strides of the view, in elements.
         strides: Vec<u64>,
     },
-    /// An output that shares its buffer with an input or another output.
+    /// An output that shares its buffer with another argument where that cannot be.
     ///
-    /// The device tracks use per buffer, not per byte range, so disjoint ranges of one buffer are
-    /// refused too.
-    #[error("{op}: output {output} shares its buffer with {other}; give it a buffer of its own")]
+    /// A device tracks use per buffer, not per byte range: what one kernel reads and what it writes
+    /// cannot lie in one buffer, even in ranges that are apart. Where kernels write both, or can be
+    /// made to read as if they wrote (by a text of their own), ranges apart are taken: outputs beside
+    /// outputs in attention, also of triples, of merged parts and on maps; the caches and what is
+    /// appended to them; `q`, `k` and `v` beside outputs in attention, unless they are quantised. Apart
+    /// are ranges that have no word of four bytes in common, and layouts that take turns in a common
+    /// stride, as keys and values side by side in `[.., 2, ..]`. (In browsers bindings must be
+    /// apart too, and they begin at multiples of [`Caps::offset_alignment`](crate::Caps).)
+    #[error(
+        "{op}: output {output} shares its buffer with {other}; give it a buffer of its own, or, where \
+         the operator takes that, a range apart"
+    )]
     SharedBuffer {
         /// Operator.
         op: &'static str,

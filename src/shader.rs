@@ -119,7 +119,8 @@ impl Key {
                     TensorDecl { vec4: true, .. } => "x4",
                     _ => "",
                 };
-                let _ = write!(label, " {name}:{}{four}", decl.dtype);
+                let beside = if decl.beside { " beside" } else { "" };
+                let _ = write!(label, " {name}:{}{four}{beside}", decl.dtype);
             }
         }
         label

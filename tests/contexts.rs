@@ -8,7 +8,7 @@ use std::{cell::Cell, collections::BTreeSet, path::Path};
 
 use half::{bf16, f16};
 use tilewise::{
-    Context, DType, Error, Layout, Result, Tensor,
+    Context, DType, Error, Layout, Result, Tensor, TensorView,
     attention::{Algorithm as AttentionAlgorithm, *},
     fft::*,
     gaunt::*,
@@ -859,4 +859,187 @@ fn a_refusal_begins_with_its_cause() {
     assert!(message.contains("attention/merge:merge") && !message.contains('\n'), "{message}");
     let (cause, label) = (message.find("destroyed"), message.find("attention/merge:merge"));
     assert!(cause < label, "{message}");
+}
+
+/// Keys and values of a cache in one buffer: one after the other, and side by side; what is new
+/// lies in the same buffer.
+#[test]
+fn a_cache_may_be_one_buffer() {
+    for device in common::devices() {
+        let ctx = &device.ctx;
+        for dtype in [DType::F32, DType::F16] {
+            for dim in [4u32, 3] {
+                one_cache(ctx, dtype, dim, &format!("{}, {dtype}, {dim}", device.name));
+            }
+        }
+    }
+}
+
+fn one_cache(ctx: &Context, dtype: DType, dim: u32, what: &str) {
+    let (pages, size, heads, seq) = (3, 4, 2, 2);
+    let shape = KvAppendShape {
+        batch: 1,
+        seq,
+        heads_kv: heads,
+        head_dim: dim,
+        head_dim_v: dim,
+        pages,
+        page_size: size,
+    };
+    let plan = KvAppend { dtype }.plan(ctx, shape).unwrap();
+    let new = Layout::contiguous([1, seq, heads, dim]);
+    let cache = Layout::contiguous([pages, size, heads, dim]);
+    let (new_len, cache_len) = (new.end().unwrap(), cache.end().unwrap());
+    // k, v, then the cache: halves, and in turn
+    let both = Layout::contiguous([pages, size, 2, heads, dim]);
+    let start = 2 * new_len;
+    let halves = [cache.with_offset(start), cache.with_offset(start + cache_len)];
+    let turns = [0, 1].map(|i| both.with_offset(start).select(2, i).unwrap());
+    for places in [halves, turns] {
+        let length = (start + 2 * cache_len) as usize;
+        let data: Vec<f32> =
+            (0..length).map(|i| if (i as u64) < start { i as f32 + 1.0 } else { -1.0 }).collect();
+        let arena = Tensor::<1>::upload_f32(ctx, [length as u32], dtype, &data).unwrap();
+        let args = |k: Layout<4>, v: Layout<4>| KvAppendArgs {
+            k: arena.view_as(new).unwrap(),
+            v: arena.view_as(new.with_offset(new_len)).unwrap(),
+            k_pages: arena.view_as(k).unwrap(),
+            v_pages: arena.view_as(v).unwrap(),
+            first: &[3],
+            page_table: &[2, 0],
+        };
+        let [k, v] = places;
+        common::run(ctx, |encoder| plan.encode(ctx, encoder, &args(k, v))).unwrap();
+        let got = arena.download_f32(ctx).unwrap();
+        let mut want = data.clone();
+        // rows 3 and 4 of the sequence: the last of page 2, the first of page 0
+        for (which, layout) in places.iter().enumerate() {
+            let all = common::indices(layout);
+            let row = (heads * dim) as usize;
+            for (token, place) in [(0usize, 2 * size + size - 1), (1, 0)] {
+                for c in 0..row {
+                    want[all[place as usize * row + c]] =
+                        data[which * new_len as usize + token * row + c];
+                }
+            }
+        }
+        assert_eq!(got, want, "{what}");
+        // a word in common
+        let off = if dtype == DType::F32 { 1 } else { 2 };
+        let bad = [(k, k.with_offset(k.offset + off)), (k, k), (new, v)];
+        for (k, v) in bad.into_iter().filter(|(k, _)| k.shape == cache.shape) {
+            let refusal = common::run(ctx, |encoder| plan.encode(ctx, encoder, &args(k, v)));
+            assert!(
+                matches!(
+                    refusal,
+                    Err(Error::SharedBuffer { output: "v_pages", other: "k_pages", .. })
+                ),
+                "{what}: {refusal:?}"
+            );
+        }
+        let onto = KvAppendArgs { v_pages: arena.view_as(cache).unwrap(), ..args(k, v) };
+        let refusal = common::run(ctx, |encoder| plan.encode(ctx, encoder, &onto));
+        assert!(matches!(refusal, Err(Error::SharedBuffer { .. })), "{what}: {refusal:?}");
+        assert_eq!(arena.download_f32(ctx).unwrap(), want, "{what}");
+    }
+}
+
+/// Outputs and LSE in one buffer, of each operator of the attention family.
+#[test]
+fn outputs_may_share_a_buffer() {
+    for device in common::devices() {
+        let ctx = &device.ctx;
+        let (seq, heads, dim) = (5, 2, 8);
+        let values = common::Rng(3).vec((seq * heads * dim) as usize);
+        let x = Tensor::upload(ctx, [1, seq, heads, dim], &values).unwrap();
+        let rows = Layout::contiguous([1, seq, heads, dim]);
+        let sums = Layout::contiguous([1, heads, seq]);
+        let end = rows.end().unwrap();
+        let apart = Tensor::zeros(ctx, rows.shape, DType::F32).unwrap();
+        let lse = Tensor::zeros(ctx, sums.shape, DType::F32).unwrap();
+        let length = (end + sums.end().unwrap()) as u32;
+        let plan = WHOLE.plan(ctx, AttentionShape::self_attention(1, seq, heads, dim)).unwrap();
+        let arena =
+            Tensor::upload(ctx, [length + 3], &vec![f32::NAN; length as usize + 3]).unwrap();
+        let encode = |o: TensorView<'_, 4>, lse: TensorView<'_, 3>| {
+            let args = AttentionArgs {
+                lse: Some(lse),
+                ..AttentionArgs::new(x.view(), x.view(), x.view(), o)
+            };
+            common::run(ctx, |encoder| plan.encode(ctx, encoder, &args))
+        };
+        let of = |offset| arena.view_as(sums.with_offset(offset)).unwrap();
+        encode(apart.view(), lse.view()).unwrap();
+        encode(arena.view_as(rows).unwrap(), of(end)).unwrap();
+        let got: Vec<f32> = arena.download(ctx).unwrap();
+        let mut want: Vec<f32> = apart.download(ctx).unwrap();
+        want.extend(lse.download::<f32>(ctx).unwrap());
+        assert_eq!(got[..length as usize], want, "{}", device.name);
+        assert!(got[length as usize..].iter().all(|x| x.is_nan()), "{}", device.name);
+        let refusal = encode(arena.view_as(rows).unwrap(), of(end - 1));
+        assert!(
+            matches!(refusal, Err(Error::SharedBuffer { output: "lse", other: "o", .. })),
+            "{refusal:?}"
+        );
+        let said = refusal.unwrap_err().to_string();
+        assert!(said.starts_with("attention: output lse shares its buffer with o; "), "{said}");
+        // q, k and v beside the output, read as they were
+        let packed = [&values[..], &values, &values].concat();
+        let start = 3 * end;
+        let mut all = packed.clone();
+        all.resize((start + u64::from(length)) as usize, f32::NAN);
+        let unfused = Attention { algorithm: AttentionAlgorithm::Unfused, ..WHOLE };
+        let shape = AttentionShape::self_attention(1, seq, heads, dim);
+        for (dtype, options) in [
+            (DType::F32, WHOLE),
+            (DType::F16, WHOLE),
+            (DType::F32, unfused),
+            (DType::F32, Attention { split: Split::Keys(64), ..WHOLE }),
+        ] {
+            let plan = Attention { dtype, ..options }.plan(ctx, shape).unwrap();
+            let scratch = plan.scratch(ctx).unwrap();
+            let arena = Tensor::<1>::upload_f32(ctx, [all.len() as u32], dtype, &all).unwrap();
+            let rounded = Tensor::upload_f32(ctx, rows.shape, dtype, &values).unwrap();
+            let apart = Tensor::zeros(ctx, rows.shape, dtype).unwrap();
+            let encode = |q, k, v, o| {
+                let scratch = scratch.as_ref();
+                let args = AttentionArgs { scratch, ..AttentionArgs::new(q, k, v, o) };
+                common::run(ctx, |encoder| plan.encode(ctx, encoder, &args))
+            };
+            let x = rounded.view();
+            encode(x, x, x, apart.view()).unwrap();
+            let want = apart.download_f32(ctx).unwrap();
+            let part = |i: u64| arena.view_as(rows.with_offset(i * end)).unwrap();
+            for (q, k, v) in
+                [(part(0), part(1), part(2)), (part(0), x, x), (x, part(1), x), (x, x, part(2))]
+            {
+                encode(q, k, v, part(3)).unwrap();
+                let got = arena.download_f32(ctx).unwrap();
+                let o = &got[start as usize..(start + end) as usize];
+                let error = common::rel_rms(o, &common::to_f64(&want));
+                assert!(error < 2.0 * dtype.unit_roundoff(), "{}: {error:e}", device.name);
+                assert_eq!(got[..start as usize], common::rounded(&packed, dtype));
+            }
+            let onto = encode(x, part(3), x, part(3));
+            assert!(matches!(onto, Err(Error::SharedBuffer { output: "o", other: "k", .. })));
+            let tail = arena.view_as(rows.with_offset(4 * end - 1));
+            assert!(
+                tail.is_err()
+                    || matches!(
+                        encode(x, x, tail.unwrap(), part(3)),
+                        Err(Error::SharedBuffer { .. })
+                    )
+            );
+        }
+        // other inputs are only read, and outputs written
+        let plan = Attention { bias: true, ..WHOLE }.plan(ctx, shape).unwrap();
+        let bias = Layout::contiguous([1, heads, seq, seq]).with_offset(end);
+        let arena = Tensor::<1>::zeros(ctx, [2 * end as u32], DType::F32).unwrap();
+        let args = AttentionArgs {
+            bias: Some(arena.view_as(bias).unwrap()),
+            ..AttentionArgs::new(x.view(), x.view(), x.view(), arena.view_as(rows).unwrap())
+        };
+        let refusal = common::run(ctx, |encoder| plan.encode(ctx, encoder, &args));
+        assert!(matches!(refusal, Err(Error::SharedBuffer { output: "o", other: "bias", .. })));
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::MAX_HEAD_DIM;
 use crate::{
     Context, DType, Error, Result, TensorView,
-    dispatch::{dispatch, distinct_outputs, fold},
+    dispatch::{Place, dispatch, distinct_outputs, fold, shares},
     element::TensorDecl,
     home::Home,
     shader::{Key, Source, source},
@@ -167,12 +167,16 @@ impl KvAppendPlan {
         let pages = |dim| [s.pages, s.page_size, s.heads_kv, dim];
         args.k_pages.expect_output(OP, "k_pages", pages(s.head_dim), dtype)?;
         args.v_pages.expect_output(OP, "v_pages", pages(s.head_dim_v), dtype)?;
-        distinct_outputs(
-            ctx,
-            OP,
-            &[("k_pages", args.k_pages.buffer), ("v_pages", args.v_pages.buffer)],
-            &[("k", args.k.buffer), ("v", args.v.buffer)],
-        )?;
+        // each kernel binds one of either; what is new may come from the caches' own buffer
+        let outputs =
+            [("k_pages", Place::from(&args.k_pages)), ("v_pages", (&args.v_pages).into())];
+        let inputs = [("k", Place::from(&args.k)), ("v", Place::from(&args.v))];
+        distinct_outputs(ctx, OP, &outputs, &[] as &[(&'static str, Place<'_>)])?;
+        for input in inputs {
+            for output in outputs {
+                shares(ctx, OP, output, input)?;
+            }
+        }
         let places = self.places(args)?;
         if places.is_empty() {
             return Ok(());
@@ -188,7 +192,11 @@ impl KvAppendPlan {
             let dim = src.layout.shape[3];
             let items = self.items(dim)?;
             let aligned = [src.layout.is_multiple_of(4), dst.layout.is_multiple_of(4)];
-            let kernel = ctx.kernel(self.key(dim, aligned))?;
+            let mut key = self.key(dim, aligned);
+            if src.buffer == dst.buffer {
+                key.tensors[0].1 = key.tensors[0].1.map(TensorDecl::beside_outputs);
+            }
+            let kernel = ctx.kernel(key)?;
             let (from, to) =
                 (src.bind(OP, names[0], &ctx.caps)?, dst.bind(OP, names[1], &ctx.caps)?);
             let place = |view: &TensorView<'_, 4>, offset: u32| {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Context, DType, Error, Result, TensorView,
-    dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
+    dispatch::{Bound, Place, Resource, dispatch, distinct_outputs, fold, shares},
     texels,
 };
 
@@ -251,11 +251,11 @@ impl AttentionPlan {
         args.k.expect(OP, "k", [pages, rows, s.heads_kv, s.head_dim], kv_dtype)?;
         args.v.expect(OP, "v", [pages, rows, s.heads_kv, s.head_dim_v], kv_dtype)?;
         args.o.expect_output(OP, "o", [s.batch, s.seq_q, s.heads, s.head_dim_v], op.dtype)?;
-        let mut inputs = vec![("q", args.q.buffer), ("k", args.k.buffer), ("v", args.v.buffer)];
-        let mut outputs = vec![("o", args.o.buffer)];
+        let mut inputs = Vec::new();
+        let mut outputs = vec![("o", Place::from(&args.o))];
         if let Some(lse) = &args.lse {
             lse.expect_output(OP, "lse", [s.batch, s.heads, s.seq_q], DType::F32)?;
-            outputs.push(("lse", lse.buffer));
+            outputs.push(("lse", Place::from(lse)));
         }
         let slopes = wanted("slopes", &args.slopes, op.alibi)?;
         let sinks = wanted("sinks", &args.sinks, op.sinks)?;
@@ -319,7 +319,18 @@ impl AttentionPlan {
         }
         let scratch = self.check_scratch(args.scratch)?;
         if let Some(scratch) = scratch {
-            outputs.push(("scratch", scratch));
+            outputs.push(("scratch", Place::from(scratch)));
+        }
+        let mut beside = [false; 3];
+        let rows = [("q", &args.q), ("k", &args.k), ("v", &args.v)];
+        for ((what, view), beside) in rows.into_iter().zip(&mut beside) {
+            for output in &outputs {
+                *beside |= shares(ctx, OP, *output, (what, view.into()))?;
+            }
+            // bytes are read in no other way than as what is only read
+            if !*beside || view.dtype == DType::I8 {
+                inputs.push((what, view.buffer));
+            }
         }
         distinct_outputs(ctx, OP, &outputs, &inputs)?;
         let group = s.heads / s.heads_kv;
@@ -342,6 +353,7 @@ impl AttentionPlan {
             mask_aligned: visible.is_none_or(|view| view.layout.is_multiple_of(4)),
             bias_aligned: bias.is_none_or(|view| view.layout.is_multiple_of(2)),
             texels: false,
+            beside,
         };
         Ok((variant, table))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::MAX_HEAD_DIM;
 use crate::{
     Caps, Context, DType, Error, Result, TensorView,
-    dispatch::{Resource, dispatch, distinct_outputs, fold},
+    dispatch::{Place, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
     home::Home,
     shader::{Key, Source, source},
@@ -229,10 +229,10 @@ impl MergePlan {
         let lse_parts = [s.parts, s.batch, s.heads, s.seq];
         args.lse_parts.expect(OP, "lse_parts", lse_parts, DType::F32)?;
         args.o.expect_output(OP, "o", [s.batch, s.seq, s.heads, s.head_dim_v], self.op.dtype)?;
-        let mut outputs = vec![("o", args.o.buffer)];
+        let mut outputs = vec![("o", Place::from(&args.o))];
         if let Some(lse) = &args.lse {
             lse.expect_output(OP, "lse", [s.batch, s.heads, s.seq], DType::F32)?;
-            outputs.push(("lse", lse.buffer));
+            outputs.push(("lse", Place::from(lse)));
         }
         let inputs = [("o_parts", args.o_parts.buffer), ("lse_parts", args.lse_parts.buffer)];
         distinct_outputs(ctx, OP, &outputs, &inputs)?;

@@ -71,6 +71,8 @@ pub(super) struct Variant {
     pub(super) bias_aligned: bool,
     /// q, k and v are read from textures.
     pub(super) texels: bool,
+    /// Which of q, k and v lie in the buffer of an output.
+    pub(super) beside: [bool; 3],
 }
 
 impl Attention {
@@ -703,6 +705,7 @@ impl AttentionPlan {
             mask_aligned: true,
             bias_aligned: true,
             texels: self.texels,
+            beside: [false; 3],
         }
     }
 
@@ -714,6 +717,9 @@ impl AttentionPlan {
         let number = |x: u32| format!("{x}u");
         if op.algorithm == Algorithm::Unfused {
             let scalar = |name: &'static str| (name, Some(TensorDecl::new(dtype, false)));
+            // the others are read by kernels that write neither output
+            let mut v = TensorDecl::new(dtype, false);
+            v.beside = variant.beside[2];
             let scores = ("scores", f32_decl(true));
             let causal = (op.mask != Mask::None).to_string();
             return vec![
@@ -733,7 +739,7 @@ impl AttentionPlan {
                     source: VALUES,
                     entry: "unfused_values",
                     spec: vec![("HEAD_DIM_V", number(s.head_dim_v)), ("CAUSAL", causal)],
-                    tensors: vec![scalar("v"), scalar("o"), scores],
+                    tensors: vec![("v", Some(v)), scalar("o"), scores],
                 },
             ];
         }
@@ -773,7 +779,7 @@ impl AttentionPlan {
             None => self.output(variant),
         };
         let bias_dtype = if variant.bias_f32 { DType::F32 } else { op.dtype };
-        vec![
+        let mut tensors = vec![
             ("q", rows(op.dtype, variant.aligned[0], s.head_dim)),
             ("k", rows(self.kv_dtype(), variant.aligned[1], s.head_dim)),
             ("v", rows(self.kv_dtype(), variant.aligned[1], s.head_dim_v)),
@@ -785,7 +791,11 @@ impl AttentionPlan {
             ("sinks", f32_decl(op.sinks)),
             ("k_scale", f32_decl(op.quantized.is_some())),
             ("v_scale", f32_decl(op.quantized.is_some())),
-        ]
+        ];
+        for ((_, decl), beside) in tensors.iter_mut().zip(variant.beside) {
+            *decl = decl.map(|decl| TensorDecl { beside: beside && !variant.texels, ..decl });
+        }
+        tensors
     }
 
     /// Constants of the options that both kernels know.
@@ -819,7 +829,7 @@ impl AttentionPlan {
     fn decode_key(&self, variant: Variant) -> Key {
         let (s, t) = (self.shape, self.tiles);
         let number = |x: u32| format!("{x}u");
-        let wide = self.wide_loads && variant.aligned8;
+        let wide = self.wide_loads && variant.aligned8 && variant.beside == [false; 3];
         let mut tensors = self.tensors(variant);
         for (_, decl) in tensors.iter_mut().filter(|(name, _)| matches!(*name, "k" | "v")) {
             *decl = decl.map(|decl| TensorDecl { wide, ..decl });
@@ -865,6 +875,7 @@ impl AttentionPlan {
         // chunks that one load brings
         let wide = self.wide_loads
             && variant.aligned8
+            && variant.beside == [false; 3]
             && !variant.texels
             && subgroup
             && (d4 | dv4).is_multiple_of(2);

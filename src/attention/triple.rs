@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     Caps, Context, DType, Error, Result, TensorView,
-    dispatch::{dispatch, distinct_outputs, fold},
+    dispatch::{Place, dispatch, distinct_outputs, fold},
     element::TensorDecl,
     home::Home,
     shader::{Key, Source, source},
@@ -224,10 +224,10 @@ impl TriplePlan {
         args.v1.expect(OP, "v1", [s.batch, s.seq_1, s.heads_kv, s.head_dim_v], dtype)?;
         args.v2.expect(OP, "v2", [s.batch, s.seq_2, s.heads_kv, s.head_dim_v], dtype)?;
         args.o.expect_output(OP, "o", [s.batch, s.seq_q, s.heads, s.head_dim_v], dtype)?;
-        let mut outputs = vec![("o", args.o.buffer)];
+        let mut outputs = vec![("o", Place::from(&args.o))];
         if let Some(lse) = &args.lse {
             lse.expect_output(OP, "lse", [s.batch, s.heads, s.seq_q], DType::F32)?;
-            outputs.push(("lse", lse.buffer));
+            outputs.push(("lse", Place::from(lse)));
         }
         let inputs = [
             ("q", &args.q),

@@ -11,7 +11,7 @@ use crate::{
     Caps, Context, DType, Error, Layout, Result, TensorView, Tier,
     attention::{Attention, AttentionArgs, AttentionPlan, AttentionShape, Split},
     caps::UNROLLED,
-    dispatch::{Bound, Resource, dispatch, distinct_outputs, fold},
+    dispatch::{Bound, Place, Resource, dispatch, distinct_outputs, fold},
     element::TensorDecl,
     home::Home,
     shader::{Key, Source, source},
@@ -613,16 +613,16 @@ impl<const D: usize> NeighborhoodPlan<D> {
         k.expect(OP, "k", k.layout.shape, dtype)?;
         v.expect(OP, "v", v.layout.shape, dtype)?;
         o.expect_output(OP, "o", o.layout.shape, dtype)?;
-        let mut outputs = vec![("o", args.o.buffer)];
+        let mut outputs = vec![("o", Place::from(&o))];
         let mut inputs = vec![("q", args.q.buffer), ("k", args.k.buffer), ("v", args.v.buffer)];
         let mut lse_view = None;
         if let Some(lse) = &args.lse {
             map("lse", lse, &[s.heads])?;
             let view = widen::<D>(lse);
             view.expect_output(OP, "lse", view.layout.shape, DType::F32)?;
-            outputs.push(("lse", lse.buffer));
             lse_view = Some(view);
         }
+        outputs.extend(lse_view.iter().map(|view| ("lse", Place::from(view))));
         let wanted = s.extra_tokens > 0;
         let extra_k = optional("extra_k", args.extra_k, wanted)?;
         let extra_v = optional("extra_v", args.extra_v, wanted)?;
@@ -637,7 +637,7 @@ impl<const D: usize> NeighborhoodPlan<D> {
             inputs.push(("bias", bias.buffer));
         }
         let scratch = self.check_scratch(args.scratch)?;
-        outputs.extend(scratch.map(|buffer| ("scratch", buffer)));
+        outputs.extend(scratch.map(|buffer| ("scratch", Place::from(buffer))));
         distinct_outputs(ctx, OP, &outputs, &inputs)?;
         if s.batch == 0 {
             return Ok(());
