@@ -134,11 +134,7 @@ impl<'a, const N: usize> From<&'a TensorView<'_, N>> for Place<'a> {
     }
 }
 
-impl<'a> Place<'a> {
-    pub(crate) fn buffer(&self) -> &'a wgpu::Buffer {
-        self.buffer
-    }
-
+impl Place<'_> {
     /// Axes of more than one element: their lengths, and strides in bytes; and the first byte.
     /// `None` past `u64`, and where nothing is said but the buffer.
     fn bytes(&self) -> Option<(Vec<[u64; 2]>, u64)> {
@@ -181,12 +177,16 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Whether an input lies in the buffer of an output, refused if the two may overlap.
+/// Whether an input lies in the buffer of an output, refused if the two may overlap, or if one is of
+/// another device: before they are compared, for buffers of two devices may be equal.
 pub(crate) fn shares(
+    ctx: &Context,
     op: &'static str,
     (output, written): (&'static str, Place<'_>),
     (input, read): (&'static str, Place<'_>),
 ) -> Result<bool> {
+    ctx.home().expect_buffer(op, output, written.buffer)?;
+    ctx.home().expect_buffer(op, input, read.buffer)?;
     if !written.apart(&read) {
         return Err(Error::SharedBuffer { op, output, other: input });
     }

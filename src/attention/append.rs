@@ -173,9 +173,8 @@ impl KvAppendPlan {
         let inputs = [("k", Place::from(&args.k)), ("v", Place::from(&args.v))];
         distinct_outputs(ctx, OP, &outputs, &[] as &[(&'static str, Place<'_>)])?;
         for input in inputs {
-            ctx.home().expect_buffer(OP, input.0, input.1.buffer())?;
             for output in outputs {
-                shares(OP, output, input)?;
+                shares(ctx, OP, output, input)?;
             }
         }
         let places = self.places(args)?;

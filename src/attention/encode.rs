@@ -312,9 +312,8 @@ impl AttentionPlan {
         let mut beside = [false; 3];
         let rows = [("q", &args.q), ("k", &args.k), ("v", &args.v)];
         for ((what, view), beside) in rows.into_iter().zip(&mut beside) {
-            ctx.home().expect_buffer(OP, what, view.buffer)?;
             for output in &outputs {
-                *beside |= shares(OP, *output, (what, view.into()))?;
+                *beside |= shares(ctx, OP, *output, (what, view.into()))?;
             }
             // bytes are read in no other way than as what is only read
             if !*beside || view.dtype == DType::I8 {
