@@ -18,7 +18,8 @@ use tilewise::{
         TripleShape,
     },
     gaunt::{
-        Algorithm as Route, GauntConvolution, GauntShape, GauntTensorProduct, Graph, SphereGrid,
+        Algorithm as Route, Connection, GauntConvolution, GauntShape, GauntTensorProduct, Graph,
+        Instruction, Irreps, SphereGrid, WeightedTensorProduct,
     },
     linear_attention::{
         self, LinearAttention, LinearAttentionShape, RelativeAttention, RelativeAttentionShape,
@@ -92,12 +93,20 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
     ("gaunt/segment_sum.wgsl", &[
         ("for (var e = starts[node]; e < last; e++) {", Planner("gaunt convolution")),
     ]),
+    ("gaunt/weighted.wgsl", &[
+        ("for (var path = own.x; path < own.y; path += 2u) {", Planner("gaunt weighted paths")),
+        ("for (var pair = 0u; pair < a.x; pair++) {", Planner("gaunt weighted uvw")),
+        ("for (var v = 0u; v < a.x; v++) {", Planner("gaunt weighted uvu")),
+        ("for (var e = range.x; e < range.y; e++) {", Planner("gaunt weighted uvu")),
+    ]),
     ("linear_attention/chunk_portable.wgsl", &[
         ("for (var c = local; c < KP; c += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var chunk = begin; chunk < end; chunk += CHUNK) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
-        ("for (var i = local; i < CHUNK * KP; i += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
+        ("for (var task = local; task < TASKS; task += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
+        ("for (var i = task; i < CHUNK * KP; i += TASKS) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var i = local; i < CHUNK * COLUMNS; i += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var i = local; i < CHUNK; i += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
+        ("for (var i = 0u; i < CHUNK; i++) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var side = select(1u, 0u, READS); side < select(1u, 2u, UPDATE == 2u); side++) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var task = local; task < PARTS * CHUNK; task += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var c = part; c < KP; c += PARTS) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
@@ -122,6 +131,8 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
         ("for (var rows = 0u; rows < RG; rows++) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var j = 0u; j <= i; j++) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var i = 0u; i < CHUNK; i++) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
+        ("for (var c = local; c < KP && DECAY == 3u; c += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
+        ("for (var c = 0u; c < KP && DECAY != 3u && local == 0u; c++) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var c = local; c < FEATURES; c += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
         ("for (var c = local; c < FEATURES; c += WORKGROUP) {", Tested("tests/linear_attention.rs", "longer_than_one_dispatch")),
     ]),
@@ -151,6 +162,9 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
         ("for (var t = 0u; t < params.trips; t++) {", Constant("params.trips, at most 1024")),
     ]),
     ("neighborhood/fused.wgsl", &[
+        ("loop {", Planner("neighborhood fused")),
+        ("loop {", Planner("neighborhood fused")),
+        ("loop {", Planner("neighborhood fused")),
         ("loop {", Planner("neighborhood fused")),
         ("loop {", Planner("neighborhood fused")),
         ("loop {", Planner("neighborhood fused")),
@@ -229,6 +243,20 @@ const PLANNERS: &[(&str, u64, Try)] = &[
         let graph = Graph { nodes: 1, edges: &[[0, 0]; 1501] };
         op.plan(ctx, graph, 1).map(drop)
     }),
+    ("gaunt weighted paths", 1500, |ctx| {
+        let path = Instruction { first: 0, second: 0, out: 0, connection: Connection::Uvw };
+        let one: Irreps = "1x0e".parse()?;
+        let op = WeightedTensorProduct {
+            irreps1: one.clone(),
+            irreps2: one.clone(),
+            irreps_out: one,
+            instructions: vec![path; 1501],
+            ..Default::default()
+        };
+        op.plan(ctx, 1).map(drop)
+    }),
+    ("gaunt weighted uvw", 1500, |ctx| weighted(ctx, Connection::Uvw, ["40x0e", "40x0e", "1x0e"])),
+    ("gaunt weighted uvu", 1500, |ctx| weighted(ctx, Connection::Uvu, ["1x0e", "1501x0e", "1x0e"])),
     ("neighborhood fused", 100, |ctx| map(ctx, NeighborhoodAttention::new([4096]), [4097])),
     ("neighborhood naive", 1500, |ctx| {
         let algorithm = Cover::Naive;
@@ -277,6 +305,17 @@ fn map<const D: usize>(
         extra_tokens: 0,
     };
     op.plan(ctx, shape).map(drop)
+}
+
+fn weighted(ctx: &Context, connection: Connection, irreps: [&str; 3]) -> Result<()> {
+    let op = WeightedTensorProduct {
+        irreps1: irreps[0].parse()?,
+        irreps2: irreps[1].parse()?,
+        irreps_out: irreps[2].parse()?,
+        instructions: vec![Instruction { first: 0, second: 0, out: 0, connection }],
+        ..Default::default()
+    };
+    op.plan(ctx, 1).map(drop)
 }
 
 fn relative_shape(seq: u32) -> RelativeAttentionShape {

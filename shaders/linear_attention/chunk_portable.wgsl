@@ -544,15 +544,16 @@ fn chunk_portable(
     if WRITES && DECAY != 0u && (STORES || TOTALS) {
         workgroupBarrier();
         for (var c = local; c < KP && DECAY == 3u; c += WORKGROUP) {
-            fade[c] = waits[c / WORKGROUP].x;
+            let late = waits[c / WORKGROUP];
+            fade[c] = late.x + late.y;
             if TOTALS {
                 totals[c % TOTAL] += fade[c];
             }
         }
         for (var c = 0u; c < KP && DECAY != 3u && local == 0u; c++) {
-            fade[c] = wait.x;
+            fade[c] = wait.x + wait.y;
             if TOTALS {
-                totals[c % TOTAL] = gone + wait.x;
+                totals[c % TOTAL] = gone + fade[c];
             }
         }
         workgroupBarrier();

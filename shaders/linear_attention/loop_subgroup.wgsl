@@ -505,12 +505,12 @@ fn loop_subgroup(
 
     // what the state still waits for is due
     if STORES && WRITES && DECAY != 0u {
-        var parts = decay_late(wait);
+        var parts = decay_late(wait + rest);
         // @unroll C K4
         {
             var late: vec4<f32>;
             if DECAY == 3u {
-                late = subgroupBroadcast(waits[C / LANES], C % LANES);
+                late = subgroupBroadcast(waits[C / LANES] + rests[C / LANES], C % LANES);
             }
             // @unroll X 4
             {
@@ -557,9 +557,9 @@ fn loop_subgroup(
         {
             var x = subgroupBroadcast(total[C / LANES], C % LANES);
             if DECAY == 3u {
-                x += subgroupBroadcast(waits[C / LANES], C % LANES);
+                x += subgroupBroadcast(waits[C / LANES] + rests[C / LANES], C % LANES);
             } else {
-                x += vec4<f32>(wait);
+                x += vec4<f32>(wait + rest);
             }
             if slice == 0u && local == 0u {
                 decays_store4n(params.decays + z_at + C * 4u, min(4u, DIM - C * 4u), x);
