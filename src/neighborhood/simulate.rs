@@ -417,21 +417,32 @@ impl<const D: usize> NeighborhoodAttention<D> {
             }
         }
         let (mut key_blocks, mut groups_walked, mut trips) = (0u64, 0u64, 0u64);
+        // groups as seen from their first key, and the blocks that a walk over them takes for each
+        // width: most tiles are like the one before them
+        let mut walked: (Vec<(i64, i64)>, Vec<u64>) = (Vec::new(), Vec::new());
         for (length, count) in a.lengths() {
             for (first, like) in a.starts(length) {
                 let rows = first.saturating_add(a.tile).min(length) - first;
                 let queries = u64::from(rows) * across;
                 let row = |query: u64| first + u32::try_from(query / across).unwrap_or(u32::MAX);
+                let origin = a.axis.window(first, length).start;
                 let groups: Vec<(i64, i64)> = (0..queries.div_ceil(lanes))
                     .map(|g| {
                         let last = ((g + 1) * lanes).min(queries) - 1;
                         let start = a.axis.window(row(g * lanes), length).start;
-                        (start, a.axis.window(row(last), length).end)
+                        (start - origin, a.axis.window(row(last), length).end - origin)
                     })
                     .collect();
-                for (&width, &number) in &widths {
-                    let width = i64::try_from(width).unwrap_or(i64::MAX);
-                    let blocks = walk(&groups, width, extra, tiles.slots, tiles.block_k, turns);
+                if walked.0 != groups {
+                    let blocks = |&width: &u64| {
+                        let width = i64::try_from(width).unwrap_or(i64::MAX);
+                        walk(&groups, width, extra, tiles.slots, tiles.block_k, turns)
+                    };
+                    let blocks = widths.keys().map(blocks).collect();
+                    walked = (groups, blocks);
+                }
+                let (groups, blocks) = &walked;
+                for (&number, &blocks) in widths.values().zip(blocks) {
                     key_blocks += count * like * number * blocks;
                     // a group may come, be scored and leave in a loop of its own each
                     let turns = 3 * (groups.len() as u64 + u64::from(tiles.slots));
