@@ -601,7 +601,7 @@ fn flash(
             // @end
             // @if LAZY
             // each row by its own scores: its bits must not depend on its neighbours
-            let far = select(top > m[I] + ABOVE, abs(top - m[I]) > NEAR && top != HIDDEN, l[I] == 0.0);
+            let far = top > m[I] + ABOVE || (l[I] == 0.0 && abs(top - m[I]) > NEAR && top != HIDDEN);
             moved[I] = select(m[I], top, far);
             move_any = move_any || far;
             // @else
