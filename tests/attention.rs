@@ -1994,7 +1994,8 @@ fn scores_of_any_size() {
                 check(&format!("scale {scale:e}"), &Attention { scale: Some(scale), ..base }, &x);
             }
             let by = |x: &[f32], factor: f32| x.iter().map(|x| x * factor).collect::<Vec<f32>>();
-            let small = Inputs { q: by(&x.q, 0.01), k: by(&x.k, 1e-36), ..x.clone() };
+            // no key denormal, which a driver may take for 0
+            let small = Inputs { q: by(&x.q, 1e-5), k: by(&x.k, 1e-33), ..x.clone() };
             check("scale 2.3e38", &Attention { scale: Some(2.3e38), ..base }, &small);
         }
         ctx.forget_kernels();
@@ -2042,7 +2043,10 @@ fn merge_of_far_parts() {
             let message =
                 format!("{}, LSEs {lses:?}: {:?}, {}", device.name, &o[i * 4..][..4], lse[i]);
             assert!(o[i * 4..][..4].iter().all(|x| close(*x, *want)), "{message}");
-            assert!(close(lse[i], *want_lse), "{message}");
+            // what a driver's logarithm makes of NaN is not known, but that it is no number
+            let close =
+                if want_lse.is_nan() { !lse[i].is_finite() } else { close(lse[i], *want_lse) };
+            assert!(close, "{message}");
         }
     }
 }

@@ -66,10 +66,11 @@ struct UnfusedParams {
     groups: u32,
 }
 
-/// A softcap in base 2, normal as is its inverse: drivers may take what is smaller for 0. A cap beyond
-/// these bounds is one that no score comes near in f32, or that leaves none of any score.
+/// A softcap in base 2. Its inverse, and scores times that, are normal numbers, for drivers may take
+/// what is smaller for 0. A cap above is one that hardly any score comes near, one below leaves none of
+/// any score.
 fn cap_base_2(cap: f32) -> f32 {
-    (cap * std::f32::consts::LOG2_E).clamp(1.2e-38, 8e37)
+    (cap * std::f32::consts::LOG2_E).clamp(1.2e-38, 1e30)
 }
 
 /// Strides of all axes but the last, and the offset.

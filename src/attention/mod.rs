@@ -242,7 +242,7 @@ pub struct Attention {
     /// below 1e-38, either sign, a driver may take it for 0.
     pub scale: Option<f32>,
     /// Bound of the scores through a tanh (Gemma 2, arXiv:2408.00118, section 2). Positive and finite;
-    /// above 5e37 it counts as that, which scores below 1e34 do not feel, and below 1e-38 as that.
+    /// above 1e30 it counts as about that, which scores below 1e26 do not feel, and below 1e-38 as that.
     pub softcap: Option<f32>,
     /// Scores fall with the distance, by a slope for each head (ALiBi, arXiv:2108.12409):
     /// [`AttentionArgs::slopes`].
