@@ -348,8 +348,8 @@ impl WeightedTensorProduct {
             (Vec::new(), Vec::new(), Vec::<[u32; 4]>::new());
         let mut first_path = Vec::new();
         let mut trips = vec![0u64; self.irreps_out.0.len()];
-        let (first_range, first_entry) =
-            (n_out as usize + 2 * self.instructions.len(), heads as usize);
+        let first_range = n_out as usize + 2 * self.instructions.len();
+        let first_entry = first_range + ranges;
         let mut weight_starts = Vec::new();
         let (mut weight, mut pairs) = (0u32, 0u32);
         let mut pair_starts = Vec::new();
@@ -363,7 +363,7 @@ impl WeightedTensorProduct {
             }
         }
         // by output
-        for out in 0..self.irreps_out.0.len() {
+        for (out, trips) in trips.iter_mut().enumerate() {
             first_path.push(index(n_out as usize + paths.len()));
             for (at, i) in self.instructions.iter().enumerate().filter(|(_, i)| i.out == out) {
                 let [a, b, c] = self.irreps_of(i);
@@ -372,7 +372,7 @@ impl WeightedTensorProduct {
                     Connection::Uvw => {
                         paths.push([a.mul * b.mul, pair_starts[at], weight_starts[at], 0]);
                         paths.push([n3, c.mul, 0, 0]);
-                        trips[out] += 1 + u64::from(a.mul) * u64::from(b.mul);
+                        *trips += 1 + u64::from(a.mul) * u64::from(b.mul);
                     }
                     Connection::Uvu => {
                         paths.push([b.mul, starts1[i.first], weight_starts[at], 1]);
@@ -384,7 +384,7 @@ impl WeightedTensorProduct {
                             entry_table.extend(terms);
                         }
                         let longest = entries[at].iter().map(Vec::len).max().unwrap_or(0) as u64;
-                        trips[out] += 1 + u64::from(b.mul) * (1 + longest);
+                        *trips += 1 + u64::from(b.mul) * (1 + longest);
                     }
                 }
             }
