@@ -1852,6 +1852,17 @@ fn finite_masks_hide_garbage() {
 /// values stay in range.
 #[test]
 fn values_near_the_ends_of_f32() {
+    type Score = fn(u32) -> f32;
+    let scores: [(&str, Score); 7] = [
+        ("high", |_| 9.0),
+        ("zero", |_| 0.0),
+        ("low", |_| -9.0),
+        ("rising", |j| -5.0 + 0.2 * (j % 64) as f32),
+        ("rising fast", |j| 100.0 + 0.5 * (j % 64) as f32),
+        // a reference that does not move until it must is behind nearly all of them
+        ("higher after the first", |j| if j < 8 { 0.0 } else { 11.0 }),
+        ("a little higher after the first", |j| if j < 8 { 2.5 } else { 8.0 }),
+    ];
     for (index, device) in devices().iter().enumerate() {
         let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
         for ([t, n], split) in WAYS {
@@ -1861,12 +1872,9 @@ fn values_near_the_ends_of_f32() {
             let op = Attention { scale: Some(1.0), split, ..Default::default() };
             let s = shape(1, [t, n], [1, 1], [8, 8]);
             for size in [1e-30, 1e34, 1e37] {
-                for [score, rise] in
-                    [[9.0, 0.0], [0.0, 0.0], [-9.0, 0.0], [-5.0, 0.2], [100.0, 0.5]]
-                {
+                for (what, score) in scores {
                     let mut rng = Rng(63);
-                    let k = (0..n)
-                        .flat_map(|j| [&[score + rise * (j % 64) as f32][..], &[0.0; 7]].concat());
+                    let k = (0..n).flat_map(|j| [&[score(j)][..], &[0.0; 7]].concat());
                     let x = Inputs {
                         q: [1.0f32, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0].repeat(t as usize),
                         k: k.collect(),
@@ -1879,10 +1887,8 @@ fn values_near_the_ends_of_f32() {
                     };
                     let (want, _) = x.reference(&s, &op);
                     let [got, _] = call(ctx, s, &op, &x, None);
-                    let message = format!(
-                        "{}, {size:e}, scores {score} + {rise} j, {t} x {n}, {split:?}",
-                        device.name
-                    );
+                    let message =
+                        format!("{}, {size:e}, scores {what}, {t} x {n}, {split:?}", device.name);
                     assert!(got.iter().all(|x| x.is_finite()), "{message}: {:?}", &got[..4]);
                     let error = rel_rms(&got, &want);
                     assert!(error < 2e-6, "{message}: {error:e}");

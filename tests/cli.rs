@@ -192,6 +192,7 @@ fn devices_are_listed_as_json() {
     let list: serde_json::Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
     for device in list.as_array().expect("a list") {
         assert!(device["name"].is_string() && device["tier"].is_string(), "{device}");
+        assert!(device["class"] == "gpu" || device["class"] == "cpu", "{device}");
     }
 }
 

@@ -669,6 +669,11 @@ fn plans_make_their_scratch() {
     let shape = ChannelAttentionShape { batch: 1, tokens: 5, heads: 2, channels: 8 };
     let plan = ChannelAttention::default().plan(&a, shape).unwrap();
     check("channel_attention", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    for method in [RelativeMethod::Exact, RelativeMethod::Transform] {
+        let shape = RelativeAttentionShape { batch: 1, seq: 5, heads: 2, key_dim: 4, value_dim: 4 };
+        let plan = RelativeAttention { method, ..Default::default() }.plan(&a, shape).unwrap();
+        check("relative_attention", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    }
     for bias in [RelativeBias::None, RelativeBias::Factorised { scaled: true }] {
         let shape = NeighborhoodShape {
             batch: 1,
@@ -692,6 +697,10 @@ fn plans_make_their_scratch() {
     check("gaunt", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
     let plan = GauntManyBody::power(1, 2, 1).plan(&a, FEW).unwrap();
     check("many", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
+    let irreps = Irreps::spherical_harmonics(1);
+    let options = WeightedTensorProduct::fully_connected(irreps.clone(), irreps.clone(), irreps);
+    let plan = options.plan(&a, 2).unwrap();
+    check("weighted", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
     let options = GauntConvolution { lmax1: 1, lmax2: 1, lmax_out: 1, ..Default::default() };
     let plan = options.plan_messages(&a, 2, 3).unwrap();
     check("convolution", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));

@@ -171,10 +171,10 @@ const HIDDEN: f32 = -3.3e38;
 const LEAST: f32 = -3e38;
 const MOST: f32 = 3e38;
 // How far a row's scores, in base 2, may be above the reference, and how far its first may be off it:
-// a row's largest weight is from WEIGHT_UNIT / 2^NEAR to 1. Many values that are large and weigh as
-// much must not add up to infinity, nor small ones vanish.
-const ABOVE: f32 = 16.0;
-const NEAR: f32 = 8.0;
+// a row's largest weight is from WEIGHT_UNIT / 2^NEAR to WEIGHT_UNIT * 2^ABOVE. Many values that are
+// large and weigh as much must not add up to infinity, nor small ones vanish.
+const ABOVE: f32 = 8.0;
+const NEAR: f32 = 4.0;
 const LOG2_E: f32 = 1.4426950408889634;
 
 @compute @workgroup_size(WORKGROUP)

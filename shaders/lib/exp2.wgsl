@@ -27,10 +27,10 @@ fn exp2_weight(x: f32, soft: bool) -> f32 {
 
 // Weights of attention are this small a part of 2^(score - reference), for sums of weighted values
 // are in f32: with weights of up to 1, thirty-five values of 1e37 would be too much.
-const WEIGHT_UNIT: f32 = 1.52587890625e-5; // 2^-16
-const WEIGHT_UNITS: f32 = 65536.0;
+const WEIGHT_UNIT: f32 = 9.5367431640625e-7; // 2^-20
+const WEIGHT_UNITS: f32 = 1048576.0;
 
-// WEIGHT_UNIT * 2^x for a weight, x <= 16; 0 below -110. `soft`: the coefficients are those of
+// WEIGHT_UNIT * 2^x for a weight, x little above 0; 0 below -105. `soft`: the coefficients are those of
 // `exp2_fma`, times the unit, so that it costs nothing.
 fn exp2_unit(x: f32, soft: bool) -> f32 {
     if soft {
@@ -42,7 +42,7 @@ fn exp2_unit(x: f32, soft: bool) -> f32 {
         p = fma(p, rest, 2.4022646e-1 * WEIGHT_UNIT);
         p = fma(p, rest, 6.9314718e-1 * WEIGHT_UNIT);
         p = fma(p, rest, WEIGHT_UNIT);
-        return select(bitcast<f32>(bitcast<i32>(p) + (i32(whole) << 23u)), 0.0, x < -110.0);
+        return select(bitcast<f32>(bitcast<i32>(p) + (i32(whole) << 23u)), 0.0, x < -105.0);
     }
     return select(exp2(x) * WEIGHT_UNIT, 0.0, x < -150.0);
 }

@@ -90,8 +90,13 @@ fn seen(keys: vec4<u32>, query: u32, bias: vec4<f32>) -> vec4<bool> {
     return (keys < vec4<u32>(end)) & (bias > vec4<f32>(HIDDEN));
 }
 
+// e^x, and 0 far below, whatever the device's exp makes of such numbers.
+fn shrink(x: vec4<f32>) -> vec4<f32> {
+    return exp(max(x, vec4<f32>(-200.0)));
+}
+
 fn weigh(similarity: vec4<f32>, bias: vec4<f32>, counts: vec4<bool>, reference: f32) -> vec4<f32> {
-    return select(vec4<f32>(0.0), similarity * exp(bias - reference), counts);
+    return select(vec4<f32>(0.0), similarity * shrink(bias - reference), counts);
 }
 
 // Bias at a place counted from the first of its head.
@@ -196,7 +201,7 @@ fn exact(
         // @unroll I FOURS
         reference = max(reference, found[a * FOURS + I]);
         // @end
-        let kept = exp(before - reference);
+        let kept = shrink(before - reference);
         o0 *= kept.x;
         o1 *= kept.y;
         o2 *= kept.z;

@@ -7,18 +7,22 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::context::Dispatched;
+use crate::linear_attention::{
+    RelativeAttention, RelativeAttentionArgs, RelativeAttentionShape, RelativeMethod,
+};
 use crate::test_support::{noop, races::races};
-use crate::{DType, DeviceClass, Tier};
+use crate::{Context, DType, DeviceClass, Result, Tensor, Tier};
 
 use super::{Case, case_files, random_case, random_ops, run_guarded};
 
 /// The kernels with workgroup memory and barriers.
-const KERNELS: [&str; 5] = [
+const KERNELS: [&str; 6] = [
     "attention/decode:decode",
     "attention/flash:flash",
     "fft/pass:fft_pass",
     "linear_attention/chunk_portable:chunk_portable",
     "relative_attention/exact:exact",
+    "relative_attention/largest:largest",
 ];
 
 /// Texts of kernels with workgroup memory, each with the dispatches that it was given.
@@ -46,6 +50,7 @@ fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
                 // the results are of no device; the dispatches are those of any
                 let _ = run_guarded(&ctx, case, DType::F32, 0);
             }
+            transform(&ctx).unwrap();
             let found = ctx.take_dispatched();
             // a state without outputs, which no case has
             let reads = "const READS: bool = true;";
@@ -64,6 +69,26 @@ fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
         }
         all
     })
+}
+
+/// Relative attention by transforms, which no case asks for.
+fn transform(ctx: &Context) -> Result<()> {
+    let shape = RelativeAttentionShape { batch: 1, seq: 300, heads: 2, key_dim: 2, value_dim: 2 };
+    let op = RelativeAttention { method: RelativeMethod::Transform, ..Default::default() };
+    let plan = op.plan(ctx, shape)?;
+    let [q, k, v, o] = [0; 4].map(|_| Tensor::zeros(ctx, [1, 300, 2, 2], DType::F32).unwrap());
+    let b = Tensor::zeros(ctx, [2, 599], DType::F32)?;
+    let scratch = plan.scratch(ctx)?;
+    let args = RelativeAttentionArgs {
+        q: q.view(),
+        k: k.view(),
+        v: v.view(),
+        b: b.view(),
+        w: None,
+        o: o.view(),
+        scratch: scratch.as_ref(),
+    };
+    plan.encode(ctx, &mut ctx.device.create_command_encoder(&Default::default()), &args)
 }
 
 /// What the check finds in the first workgroup and the last of a dispatch.

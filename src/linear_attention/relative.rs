@@ -461,15 +461,15 @@ impl RelativeAttentionPlan {
         if rows(&self.shape) == 0 { 0 } else { self.parts().starts()[3] }
     }
 
-    /// A buffer for [`RelativeAttentionArgs::scratch`], `None` if none is needed. Calls may share it
-    /// where one follows the other.
+    /// A buffer of [`scratch_bytes`](Self::scratch_bytes) for calls with this plan, one after the
+    /// other; `None` if that is 0.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Limit`].
+    /// [`Error::OtherContext`] if the plan is of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
     pub fn scratch(&self, ctx: &Context) -> Result<Option<wgpu::Buffer>> {
-        let bytes = self.scratch_bytes();
-        let make = || ctx.create_buffer(OP, bytes, wgpu::BufferUsages::STORAGE);
-        (bytes > 0).then(make).transpose()
+        ctx.expect_plan(OP, Some(&self.home))?;
+        ctx.scratch(OP, self.scratch_bytes())
     }
 
     /// The text of the kernels around the transforms, or of the exact form.

@@ -59,7 +59,7 @@ fn print_card(ctx: &Context, default: bool) {
     let line = |what: &str, value: String| println!("  {what:<22}{value}");
     line("backend", format!("{}, {}", info.backend, kind(info.device_type)));
     line("driver", join(&[&info.driver, &info.driver_info]));
-    line("kernels", tiers(ctx));
+    line("kernels", format!("{}, for a {}", tiers(ctx), caps.class.name().to_uppercase()));
     let subgroup = match caps.subgroup {
         Some((min, max)) if min == max => min.to_string(),
         Some((min, max)) => format!("{min} to {max}"),
@@ -99,6 +99,7 @@ fn as_json(ctx: &Context, default: bool) -> Value {
         "driver": info.driver,
         "driver_info": info.driver_info,
         "tier": caps.tier.name(),
+        "class": caps.class.name(),
         "subgroup_min": caps.subgroup.map(|s| s.0),
         "subgroup_max": caps.subgroup.map(|s| s.1),
         "f16": caps.f16,

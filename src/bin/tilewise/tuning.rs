@@ -18,6 +18,9 @@ pub(crate) struct Origin {
     adapter: String,
     backend: String,
     driver: String,
+    /// The class of device that its kernels were planned for.
+    #[serde(default)]
+    class: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -35,13 +38,15 @@ impl Origin {
             adapter: info.name.clone(),
             backend: info.backend.to_string(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
+            class: ctx.caps.class.to_string(),
         }
     }
 
     /// Where this adapter's table is kept; `None` for a user without a home.
     pub(crate) fn path(&self) -> Option<PathBuf> {
         let dirs = directories::ProjectDirs::from("", "", "tilewise")?;
-        let text = format!("{} {} {} {}", self.adapter, self.backend, self.driver, self.tilewise);
+        let Self { adapter, backend, driver, tilewise, class, .. } = self;
+        let text = format!("{class} {adapter} {backend} {driver} {tilewise}");
         let mut name = String::from("tuning");
         for word in text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()) {
             name.push('-');
@@ -62,12 +67,13 @@ impl Origin {
         if file.origin != *self {
             let o = file.origin;
             return Err(format!(
-                "{}: measured by tilewise {} on {} ({}, {}), not on this",
+                "{}: measured by tilewise {} on {} ({}, {}) with kernels for a {:?}, not on this",
                 path.display(),
                 o.tilewise,
                 o.adapter,
                 o.backend,
-                o.driver
+                o.driver,
+                o.class
             )
             .into());
         }
@@ -126,6 +132,7 @@ mod tests {
             adapter: adapter.into(),
             backend: "vulkan".into(),
             driver: "some driver 1.2".into(),
+            class: "gpu".into(),
         }
     }
 

@@ -51,7 +51,7 @@ pub(crate) fn page(report: &Report) -> Result<String, Failure> {
     });
     let cards = [
         ("Backend and driver", format!("{}, {}", d.backend, d.driver)),
-        ("Kernels", d.tier.clone()),
+        ("Kernels", format!("{}, for a {}", d.tier, d.class.to_uppercase())),
         ("Subgroups", subgroup),
         ("Workgroup memory", format!("{} KiB", d.workgroup_storage >> 10)),
         ("Clock", d.clock.clone()),

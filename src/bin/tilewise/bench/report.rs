@@ -31,6 +31,9 @@ pub(crate) struct Device {
     pub(crate) backend: String,
     pub(crate) driver: String,
     pub(crate) tier: String,
+    /// What kernels were planned for; empty in older files.
+    #[serde(default)]
+    pub(crate) class: String,
     pub(crate) subgroup: Option<(u32, u32)>,
     pub(crate) workgroup_storage: u32,
     pub(crate) clock: String,
@@ -96,6 +99,7 @@ impl Device {
             backend: info.backend.to_string(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
             tier: ctx.caps.tier.to_string(),
+            class: ctx.caps.class.to_string(),
             subgroup: ctx.caps.subgroup,
             workgroup_storage: ctx.caps.workgroup_storage,
             clock: if ctx.caps.timestamps { "GPU timestamps" } else { "wall clock" }.into(),
