@@ -1853,15 +1853,16 @@ fn finite_masks_hide_garbage() {
 #[test]
 fn values_near_the_ends_of_f32() {
     type Score = fn(u32) -> f32;
-    let scores: [(&str, Score); 7] = [
-        ("high", |_| 9.0),
-        ("zero", |_| 0.0),
-        ("low", |_| -9.0),
-        ("rising", |j| -5.0 + 0.2 * (j % 64) as f32),
-        ("rising fast", |j| 100.0 + 0.5 * (j % 64) as f32),
+    // with the least size whose sums keep their digits where a driver takes denormal numbers for 0
+    let scores: [(&str, f32, Score); 7] = [
+        ("high", 1e-30, |_| 9.0),
+        ("zero", 1e-30, |_| 0.0),
+        ("low", 1e-30, |_| -9.0),
+        ("rising", 1e-30, |j| -5.0 + 0.2 * (j % 64) as f32),
+        ("rising fast", 1e-30, |j| 100.0 + 0.5 * (j % 64) as f32),
         // a reference that does not move until it must is behind nearly all of them
-        ("higher after the first", |j| if j < 8 { 0.0 } else { 11.0 }),
-        ("a little higher after the first", |j| if j < 8 { 2.5 } else { 8.0 }),
+        ("higher after the first", 1e-24, |j| if j < 8 { 0.0 } else { 11.0 }),
+        ("a little higher after the first", 1e-24, |j| if j < 8 { 2.5 } else { 8.0 }),
     ];
     for (index, device) in devices().iter().enumerate() {
         let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
@@ -1871,8 +1872,8 @@ fn values_near_the_ends_of_f32() {
             }
             let op = Attention { scale: Some(1.0), split, ..Default::default() };
             let s = shape(1, [t, n], [1, 1], [8, 8]);
-            for size in [1e-30, 1e34, 1e37] {
-                for (what, score) in scores {
+            for size in [1e-30, 1e-24, 1e34, 1e37] {
+                for (what, _, score) in scores.iter().filter(|(_, least, _)| size >= *least) {
                     let mut rng = Rng(63);
                     let k = (0..n).flat_map(|j| [&[score(j)][..], &[0.0; 7]].concat());
                     let x = Inputs {

@@ -230,8 +230,9 @@ pub enum Algorithm {
 ///
 /// Numbers are f32's. A score, a bias, a slope times a distance and a sink beyond 2e38 either way count
 /// as that. Weights of less than some 1e-30 of a row's largest are 0: a bias of -1e4 or `f32::MIN` hides
-/// values as large as f32 holds. Values may be from 1e-28 to 1e37 in size at the least for a hundred
-/// thousand keys that weigh alike, to 1e36 for a million.
+/// values as large as f32 holds. Values may be up to 1e37 in size at the least for a hundred thousand
+/// keys that weigh alike, to 1e36 for a million; below 1e-24 a driver that takes denormal numbers for 0
+/// loses what weighs little.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Attention {
     /// Which keys a query sees.
