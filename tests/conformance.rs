@@ -49,7 +49,7 @@ fn message(bytes: &[u8]) -> String {
 #[test]
 fn every_golden_case_is_read() {
     let files = case_files(&golden()).expect("tests/golden is a folder");
-    assert_eq!(files.len(), 89);
+    assert_eq!(files.len(), 126);
     for path in files {
         let case = Case::read(&path).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(path.file_stem().and_then(|s| s.to_str()), Some(case.name.as_str()));

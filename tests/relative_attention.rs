@@ -365,7 +365,7 @@ fn every_row_is_right_under_strong_biases() {
                 // values are at most 1: so much of a row's denominator
                 let worst = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs());
                 let worst = worst.fold(0.0, f64::max);
-                let budget = 1e-5 + options.dtype.unit_roundoff();
+                let budget = 2e-6 + options.dtype.unit_roundoff();
                 assert!(worst <= budget, "{}: {seq} {spread}: {worst:.1e}", device.name);
             }
         }
@@ -404,7 +404,7 @@ fn what_is_hidden_has_no_effect() {
         let (got, want) = (problem.run(&device.ctx, false), problem.expected());
         assert!(got[280..].iter().all(|x| *x == 0.0), "{}", device.name);
         let error = rel_rms(&got, &want);
-        assert!(error <= 16.0 * DType::F32.unit_roundoff(), "{}: {error:.1e}", device.name);
+        assert!(error <= 4.0 * DType::F32.unit_roundoff(), "{}: {error:.1e}", device.name);
     }
 }
 
