@@ -101,6 +101,17 @@ fn decay_apply(s: vec4<f32>, parts: vec2<f32>, more: vec4<f32>, zero: u32) -> ve
     return fma(vec4<f32>(parts.x), s, bitcast<vec4<f32>>(change));
 }
 
+// What to add to a decay `s + part s` so that rounding errs to neither side in the long run: up to half
+// of the last place of s, by chance (by bits of s), where there is a decay. Rounded to nearest, a state
+// that changes by nearly the same in each of many calls would err by nearly the same each time.
+fn decay_chance(s: vec4<f32>, part: f32) -> vec4<f32> {
+    let bits = bitcast<vec4<u32>>(s);
+    let chance = vec4<f32>((bits * vec4<u32>(2654435761u)) >> vec4<u32>(8u)) - vec4<f32>(8388607.5);
+    // 2^-47 of the power of two below |s|: its last place, over 2^24
+    let unit = bitcast<vec4<f32>>(bits & vec4<u32>(0x7f800000u)) * 7.105427357601002e-15;
+    return select(chance * unit, vec4<f32>(0.0), part == 0.0);
+}
+
 // Walking along tokens, a state is kept apart from what it has yet to fade by: it is worth
 // e^(log + rest) times the numbers kept, `log` a multiple of 2^-24 above -0.5 and `rest` what is left
 // below that, so that no sum of gates is rounded. Only when `log` falls below -0.5 are the numbers

@@ -558,7 +558,10 @@ fn chunk_portable(
         }
         workgroupBarrier();
         // @unroll R RK
-        s[R] = decay_apply(s[R], decay_late(fade[first_row + R]), vec4<f32>(0.0), params.zero);
+        {
+            let parts = decay_late(fade[first_row + R]);
+            s[R] = decay_apply(s[R], parts, decay_chance(s[R], parts.y), params.zero);
+        }
         // @end
     }
     if STORES {
@@ -572,7 +575,9 @@ fn chunk_portable(
             for (var c = local; c < FEATURES; c += WORKGROUP) {
                 var sum = sum_k[c % Z];
                 if WRITES && DECAY != 0u {
-                    sum = decay_apply(vec4<f32>(sum), decay_late(fade[c]), vec4<f32>(0.0), params.zero).x;
+                    let parts = decay_late(fade[c]);
+                    let more = decay_chance(vec4<f32>(sum), parts.y);
+                    sum = decay_apply(vec4<f32>(sum), parts, more, params.zero).x;
                 }
                 z_store(params.z_out + z_at + c, sum);
             }

@@ -518,12 +518,16 @@ fn loop_subgroup(
                     parts = decay_late(late[X]);
                 }
                 // @unroll J COLUMNS
-                state_of[(C * 4u + X) * COLUMNS + J] =
-                    decay_apply(state_of[(C * 4u + X) * COLUMNS + J], parts, vec4<f32>(0.0), params.zero);
+                {
+                    let s = state_of[(C * 4u + X) * COLUMNS + J];
+                    state_of[(C * 4u + X) * COLUMNS + J] =
+                        decay_apply(s, parts, decay_chance(s, parts.y), params.zero);
+                }
                 // @end
                 if NORM != 0u {
+                    let s = vec4<f32>(sum_k[(C * 4u + X) % Z]);
                     sum_k[(C * 4u + X) % Z] =
-                        decay_apply(vec4<f32>(sum_k[(C * 4u + X) % Z]), parts, vec4<f32>(0.0), params.zero).x;
+                        decay_apply(s, parts, decay_chance(s, parts.y), params.zero).x;
                 }
             }
             // @end
