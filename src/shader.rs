@@ -1,6 +1,6 @@
 //! From a kernel file and its constants to a compiled pipeline.
 //!
-//! A kernel is a plain WGSL file with five kinds of marked lines, each valid WGSL as it stands:
+//! A kernel is a plain WGSL file with six kinds of marked lines, each valid WGSL as it stands:
 //!
 //! - `const HEAD_DIM: u32 = 64u; // @spec`, or `alias NAME = ...; // @spec`: the value is replaced.
 //! - `@group(0) @binding(1) var<storage, read> q: ... // @tensor`: the line is written again for
@@ -11,6 +11,7 @@
 //!   `const NAME: bool` of the file. As it stands a file means the first part.
 //! - `// @generate NAME` ... `// @end`: the lines between, an example, are replaced by the text that
 //!   the host gives as the value of `NAME`.
+//! - `// @include PATH`: a file of [`PARTS`] that several kernels share, with marked lines of its own.
 //!
 //! Files of `shaders/lib` follow the kernel (WGSL needs no order), so that line numbers in
 //! messages are the kernel's own.
@@ -49,6 +50,9 @@ const LIBS: &[Source] = &[
     source!("lib/scores.wgsl"),
     source!("lib/window.wgsl"),
 ];
+
+/// Files that kernels include.
+const PARTS: &[Source] = &[source!("attention/problem.wgsl")];
 
 /// One kernel specialised: everything that changes its WGSL, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -156,8 +160,9 @@ pub(crate) fn specialize(
     tensors: &[(&'static str, Option<TensorDecl>)],
 ) -> String {
     let (mut specs_seen, mut tensors_seen, mut binding) = (0, 0, 0);
+    let source = include(source);
     let mut out = String::with_capacity(source.len());
-    let (source, generated) = generate(source, spec);
+    let (source, generated) = generate(&source, spec);
     specs_seen += generated;
     for line in source.lines() {
         if line.ends_with("// @spec") {
@@ -202,13 +207,7 @@ pub(crate) fn specialize(
 /// Computes constant arguments and indices, such as `[2u * D4 + 3u]`, whose names are constants of
 /// the file: naga's time for a function grows with the square of the expressions in it.
 fn fold(text: &str) -> String {
-    let constants: HashMap<&str, u32> = text
-        .lines()
-        .filter_map(|line| {
-            let (name, value) = line.strip_prefix("const ")?.split_once(": u32 = ")?;
-            Some((name, value.split(';').next()?.trim().strip_suffix('u')?.parse().ok()?))
-        })
-        .collect();
+    let constants = constants(text);
     let mut out = String::with_capacity(text.len());
     for line in text.lines() {
         let (code, comment) = line.split_at(line.find("//").unwrap_or(line.len()));
@@ -231,6 +230,21 @@ fn fold(text: &str) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Every `const NAME: u32 = VALUE;` line, with values of numbers and of constants before it.
+fn constants(text: &str) -> HashMap<&str, u32> {
+    let mut all = HashMap::new();
+    for line in text.lines() {
+        let parts = line.strip_prefix("const ").and_then(|rest| rest.split_once(": u32 = "));
+        let value = parts.and_then(|(name, value)| Some((name, value.split(';').next()?)));
+        if let Some((name, value)) = value
+            && let Some(value) = Constants(&all, value).value()
+        {
+            all.insert(name, value);
+        }
+    }
+    all
 }
 
 /// Where the comma or bracket stands that ends the argument at the start of `text`.
@@ -306,6 +320,31 @@ impl Constants<'_> {
     }
 }
 
+/// Replaces each `@include` line by the file that it names.
+///
+/// # Panics
+/// If that is not in [`PARTS`]: a bug in this crate, never input.
+fn include(source: &str) -> Cow<'_, str> {
+    const MARK: &str = "// @include ";
+    if !source.contains(MARK) {
+        return Cow::Borrowed(source);
+    }
+    let mut out = String::with_capacity(source.len());
+    for line in source.lines() {
+        match line.strip_prefix(MARK) {
+            Some(path) => {
+                let part = PARTS.iter().find(|part| part.path == path);
+                out.push_str(part.unwrap_or_else(|| panic!("{line}: no such part")).text);
+            }
+            None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// Replaces each `@generate` block by the text of its name; returns how many there were.
 ///
 /// # Panics
@@ -354,8 +393,8 @@ fn tensor_line(line: &str) -> (bool, &str) {
 /// ```
 ///
 /// repeats the lines with `I` (a whole word) replaced by `0`, `1`, `2`, `3` and a `u` suffix left
-/// to the text. The count is a number or the name of a `const NAME: u32` of the file (after
-/// specialisation). Loops nest. As WGSL, the block is its first pass only if `I` is declared: a
+/// to the text. The count is a number or a constant expression of `const NAME: u32` lines of the file
+/// (after specialisation). Loops nest. As WGSL, the block is its first pass only if `I` is declared: a
 /// file does so with `const I: u32 = 0u; // @index`, which the expansion leaves in place.
 ///
 /// The same pass resolves `// @if NAME` ... `// @else` ... `// @end`.
@@ -370,7 +409,11 @@ fn unroll(text: &str) -> String {
         Else,
         End,
     }
-    fn expand<'a>(lines: &mut impl Iterator<Item = &'a str>, text: &str) -> (String, Stop) {
+    fn expand<'a>(
+        lines: &mut impl Iterator<Item = &'a str>,
+        text: &str,
+        known: &HashMap<&str, u32>,
+    ) -> (String, Stop) {
         let mut out = String::new();
         while let Some(line) = lines.next() {
             let mark = line.trim();
@@ -381,10 +424,10 @@ fn unroll(text: &str) -> String {
             }
             if let Some(name) = mark.strip_prefix("// @if ") {
                 let wanted = switch(text, name).unwrap_or_else(|| panic!("{mark}: not known"));
-                let (yes, stop) = expand(lines, text);
+                let (yes, stop) = expand(lines, text, known);
                 let no = match stop {
                     Stop::Else => {
-                        let (no, stop) = expand(lines, text);
+                        let (no, stop) = expand(lines, text, known);
                         assert!(stop == Stop::End, "{mark} without @end");
                         no
                     }
@@ -394,9 +437,11 @@ fn unroll(text: &str) -> String {
                 out.push_str(if wanted { &yes } else { &no });
             } else if let Some(rest) = mark.strip_prefix("// @unroll ") {
                 let (name, count) = rest.split_once(' ').unwrap_or_else(|| panic!("bad {mark}"));
-                let n =
-                    constant(text, count).unwrap_or_else(|| panic!("{mark}: {count} is not known"));
-                let (body, stop) = expand(lines, text);
+                // a count of the text, or a bare number
+                let n = (count.parse().ok())
+                    .or_else(|| Constants(known, count).value())
+                    .unwrap_or_else(|| panic!("{mark}: {count} is not known"));
+                let (body, stop) = expand(lines, text, known);
                 assert!(stop == Stop::End, "{mark} without @end");
                 for i in 0..n {
                     out.push_str(&replace_word(&body, name, &format!("{i}u")));
@@ -411,7 +456,7 @@ fn unroll(text: &str) -> String {
     if !text.contains("// @unroll ") && !text.contains("// @if ") {
         return text.to_owned();
     }
-    let (out, stop) = expand(&mut text.lines(), text);
+    let (out, stop) = expand(&mut text.lines(), text, &constants(text));
     assert!(stop == Stop::File, "@else or @end without a block");
     out
 }
@@ -421,16 +466,6 @@ fn switch(text: &str, name: &str) -> Option<bool> {
     let head = format!("const {name}: bool = ");
     let line = text.lines().find_map(|l| l.strip_prefix(&head))?;
     line.split(';').next()?.trim().parse().ok()
-}
-
-/// Value of a number or of a `const NAME: u32 = VALUEu;` line.
-fn constant(text: &str, name: &str) -> Option<u32> {
-    if let Ok(n) = name.parse() {
-        return Some(n);
-    }
-    let head = format!("const {name}: u32 = ");
-    let line = text.lines().find_map(|l| l.strip_prefix(&head))?;
-    line.split(';').next()?.trim().trim_end_matches('u').parse().ok()
 }
 
 fn replace_word(text: &str, word: &str, with: &str) -> String {

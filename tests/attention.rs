@@ -11,8 +11,8 @@ use tilewise::{
     Caps, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionShape, BiasPositions, CausalAlignment,
-        KvAppend, KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Split, Tiles,
-        TripleArgs, TripleAttention, TripleShape, Window, quantize,
+        KvAppend, KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Schedule, Split,
+        Tiles, TripleArgs, TripleAttention, TripleShape, Window, quantize,
     },
     reference, wgpu,
 };
@@ -422,7 +422,11 @@ fn sizes_around_the_tile() {
         let plan = Attention::default()
             .plan(&device.ctx, AttentionShape::self_attention(1, 512, 1, 12))
             .unwrap();
-        let tile = plan.tiles().workgroup * plan.tiles().queries;
+        let tile = match plan.schedule() {
+            Schedule::Rows(tiles) => tiles.workgroup * tiles.queries,
+            Schedule::Tiled(tiles) => tiles.tile_q(),
+            Schedule::Decode(tiles) => tiles.queries,
+        };
         for n in [1, 2, tile - 1, tile, tile + 1, tile / 2, 2 * tile + 3] {
             for mask in [Mask::None, BOTTOM_RIGHT] {
                 if !deal.takes() {

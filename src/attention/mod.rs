@@ -18,6 +18,7 @@ mod encode;
 mod merge;
 mod plan;
 mod quantize;
+mod schedule;
 mod table;
 mod triple;
 
@@ -25,6 +26,7 @@ pub use append::{KvAppend, KvAppendArgs, KvAppendPlan, KvAppendShape};
 pub use merge::{Merge, MergeArgs, MergePlan, MergeShape};
 pub use plan::AttentionPlan;
 pub use quantize::{Quantized, quantize};
+pub use schedule::{RegisterTiles, Schedule};
 pub use triple::{TripleArgs, TripleAttention, TriplePlan, TripleShape};
 
 use crate::{DType, TensorView};

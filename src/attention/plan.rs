@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Algorithm, Attention, AttentionShape, BiasPositions, CausalAlignment, MAX_HEAD_DIM, MAX_SEQ,
-    Mask, OP, SPLIT_KEYS, Split, Tiles, merge,
+    Mask, OP, RegisterTiles, SPLIT_KEYS, Schedule, Split, Tiles, merge,
 };
 use crate::{
     Caps, Context, DType, Error, Result, Tier,
@@ -18,6 +18,7 @@ use crate::{
 
 const FLASH: Source = source!("attention/flash.wgsl");
 const DECODE: Source = source!("attention/decode.wgsl");
+const TILED: Source = source!("attention/tiled.wgsl");
 const SCORES: Source = source!("attention/unfused_scores.wgsl");
 const SOFTMAX: Source = source!("attention/unfused_softmax.wgsl");
 const VALUES: Source = source!("attention/unfused_values.wgsl");
@@ -40,8 +41,8 @@ pub struct AttentionPlan {
     stage_rolled: bool,
     /// So few rows that staging is no gain.
     few: bool,
-    /// So few that the lanes of a workgroup share channels, not rows.
-    decode: bool,
+    /// Which kernel, with its tiles.
+    schedule: Schedule,
     /// The decoding kernel may read 64-bit words.
     wide_loads: bool,
     /// Outputs are rescaled only when a score is too far from the running reference.
@@ -175,12 +176,14 @@ impl Attention {
         self.check_options(caps, &shape)?;
         let split = self.split_keys(&shape);
         let decode = self.decodes(caps, &shape);
+        let register_tiles = self.register_tiles(caps, &shape);
         let mut tiles = match self.tiles {
             Some(tiles) => check_tiles(caps, &shape, tiles)?,
             None if decode => self.decode_tiles(caps, &shape),
             None => self.fit(caps, &shape, select_tiles(caps, &shape, self.texels(caps, &shape))),
         };
         if let Some(most) = self.most_block(&shape)
+            && register_tiles.is_none()
             && (!tiles.block_k.is_power_of_two() || tiles.block_k > most)
         {
             return Err(Error::shape(
@@ -212,7 +215,7 @@ impl Attention {
             }
             keys = longest(caps, &shape, self.algorithm, tiles, stage_rolled);
         }
-        if u64::from(pass) > keys {
+        if u64::from(pass) > keys && register_tiles.is_none() {
             return Err(Error::Limit {
                 op: OP,
                 what: "keys in one pass on this driver",
@@ -241,7 +244,11 @@ impl Attention {
             tile_k,
             stage_rolled,
             few: few(caps, &shape),
-            decode,
+            schedule: match register_tiles {
+                Some(tiles) => Schedule::Tiled(tiles),
+                None if decode => Schedule::Decode(tiles),
+                None => Schedule::Rows(tiles),
+            },
             wide_loads: caps.wide_loads,
             lazy,
             texels: self.texels(caps, &shape),
@@ -415,6 +422,18 @@ impl Attention {
             && !self.metric
             && shape.head_dim.is_multiple_of(8)
             && shape.head_dim_v.is_multiple_of(8)
+    }
+
+    /// The tiles with which a GPU computes this problem, if it is one and they fit.
+    fn register_tiles(&self, caps: &Caps, shape: &AttentionShape) -> Option<RegisterTiles> {
+        let able = !caps.is_cpu()
+            && self.algorithm == Algorithm::Flash
+            && self.tiles.is_none()
+            && !self.metric;
+        let pass = self.split_keys(shape).unwrap_or(u32::MAX).min(shape.seq_k);
+        able.then(|| RegisterTiles::choose(caps, shape))
+            .flatten()
+            .filter(|tiles| u64::from(pass) <= tiles.longest(shape, caps.loop_trips))
     }
 
     /// Tiles of the decoding kernel: a workgroup is the lanes, and each of them has all `queries`.
@@ -639,14 +658,18 @@ impl AttentionPlan {
         self.shape
     }
 
-    /// How the work is cut.
-    pub fn tiles(&self) -> Tiles {
-        self.tiles
+    /// Which kernel runs, and how the work is cut.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
     }
 
     /// Rows of one workgroup.
     pub(super) fn rows(&self) -> u32 {
-        if self.decode { self.tiles.queries } else { self.tiles.workgroup * self.tiles.queries }
+        match self.schedule {
+            Schedule::Rows(tiles) => tiles.workgroup * tiles.queries,
+            Schedule::Tiled(tiles) => tiles.tile_q(),
+            Schedule::Decode(tiles) => tiles.queries,
+        }
     }
 
     /// Which kernels run.
@@ -755,8 +778,11 @@ impl AttentionPlan {
                 },
             ];
         }
-        let mut keys =
-            vec![if self.decode { self.decode_key(variant) } else { self.flash_key(variant) }];
+        let mut keys = vec![match self.schedule {
+            Schedule::Rows(_) => self.flash_key(variant),
+            Schedule::Tiled(tiles) => self.tiled_key(variant, tiles),
+            Schedule::Decode(_) => self.decode_key(variant),
+        }];
         if self.split.is_some() {
             keys.push(merge::key(
                 s.head_dim_v,
@@ -810,13 +836,18 @@ impl AttentionPlan {
         tensors
     }
 
-    /// Constants of the options that both kernels know.
+    /// Constants of the options that all kernels know.
     fn option_spec(&self) -> Vec<(&'static str, String)> {
         let (s, op) = (self.shape, self.options);
         let (left, right) = op.reach();
         let bounded = |keys: i64| keys < i64::from(MAX_SEQ);
         // with bounds no later than the ends of the keys, every row sees every key of a whole block
-        let whole = s.seq_k.is_multiple_of(self.tiles.block_k) && !op.ragged();
+        let block = match self.schedule {
+            Schedule::Rows(tiles) | Schedule::Decode(tiles) => tiles.block_k,
+            Schedule::Tiled(tiles) => tiles.tile_k(),
+        };
+        let parts = self.split.is_none_or(|keys| keys.is_multiple_of(block));
+        let whole = s.seq_k.is_multiple_of(block) && parts && !op.ragged();
         let partial = bounded(left) || bounded(right) || op.bias || op.visible || !whole;
         let number = |x: u32| format!("{x}u");
         vec![
@@ -862,6 +893,44 @@ impl AttentionPlan {
             ("SUMS", number((t.queries * t.block_k).div_ceil(t.workgroup))),
         ]);
         Key { source: DECODE, entry: "decode", spec, tensors }
+    }
+
+    fn tiled_key(&self, variant: Variant, t: RegisterTiles) -> Key {
+        let (s, op) = (self.shape, self.options);
+        let number = |x: u32| format!("{x}u");
+        let dv = s.head_dim_v;
+        let [left, right] = t.lines(dv);
+        let (gr, gk) = (t.rows / 4, t.keys / 4);
+        let shares = (t.lanes_k / t.part).max(1);
+        let mut spec = self.option_spec();
+        spec.extend([
+            ("HEAD_DIM", number(s.head_dim)),
+            ("HEAD_DIM_V", number(dv)),
+            ("PACK", number(s.heads / s.heads_kv)),
+            ("SPLIT", self.split.is_some().to_string()),
+            ("TX", number(t.lanes_k)),
+            ("TY", number(t.lanes_q)),
+            ("GR", number(gr)),
+            ("GK", number(gk)),
+            ("CHUNKS", number(t.chunks(dv))),
+            ("DEPTH", number(t.depth)),
+            ("SLICES", number(s.head_dim.div_ceil(t.depth))),
+            ("WHOLE", s.head_dim.is_multiple_of(t.depth).to_string()),
+            ("PART", number(t.part)),
+            ("COLUMNS", number((t.part / t.lanes_k).max(1))),
+            ("SHARES", number(shares)),
+            ("SHARED", (shares > 1).to_string()),
+            ("FOLD", number(t.fold(dv))),
+            ("LEFT", number(left)),
+            ("RIGHT", number(right)),
+            ("WIDTH", number(t.width(dv))),
+            ("Q_PASSES", number((t.depth / 4).div_ceil(t.lanes_k / gr))),
+            ("K_PASSES", number((t.depth / 4).div_ceil(t.lanes_q / gk))),
+            ("V_PASSES", number((t.part * t.lanes_k * t.chunks(dv)).div_ceil(t.workgroup()))),
+            ("MASKED", (op.bias || op.visible).to_string()),
+            ("SHAPED", (op.softcap.is_some() || op.alibi).to_string()),
+        ]);
+        Key { source: TILED, entry: "tiled", spec, tensors: self.tensors(variant) }
     }
 
     fn flash_key(&self, variant: Variant) -> Key {

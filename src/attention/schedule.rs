@@ -1,0 +1,201 @@
+//! Which kernel, and how the work is cut: one pure function of the device and the problem.
+
+use super::{AttentionShape, Tiles};
+use crate::Caps;
+
+/// The kernel that a plan takes, and its tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Schedule {
+    /// An invocation owns whole rows, keys are handed round by broadcasts or workgroup memory: for CPU
+    /// drivers, and for options that the others do not take (`shaders/attention/flash.wgsl`).
+    Rows(Tiles),
+    /// Two-dimensional register tiles over workgroup memory: for GPUs
+    /// (`shaders/attention/tiled.wgsl`).
+    Tiled(RegisterTiles),
+    /// Few rows: lanes share channels, not rows (`shaders/attention/decode.wgsl`).
+    Decode(Tiles),
+}
+
+/// Tiles of [`Schedule::Tiled`]: a workgroup of `lanes_k * lanes_q` invocations owns `lanes_q * rows` rows
+/// and passes over `lanes_k * keys` keys at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RegisterTiles {
+    /// Invocations side by side along keys, and along the channels of outputs.
+    pub lanes_k: u32,
+    /// Invocations along rows.
+    pub lanes_q: u32,
+    /// Rows of one invocation: 4 or 8.
+    pub rows: u32,
+    /// Keys of one invocation: 4 or 8.
+    pub keys: u32,
+    /// Channels of queries and keys in workgroup memory at a time.
+    pub depth: u32,
+    /// Values in workgroup memory at a time.
+    pub part: u32,
+}
+
+/// What a device can hold in registers, guessed from the only thing that tells: the sizes of its subgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Registers {
+    /// 255 floats a lane, and code that is better short: NVIDIA and Apple, subgroups of 32 alone.
+    Many,
+    /// As many, and a compiler that unrolls long loops: AMD, subgroups of 32 and 64.
+    ManyUnrolled,
+    /// 128 floats a lane: Intel before Xe3, smaller subgroups. What says nothing may be one, too.
+    Few,
+}
+
+impl Registers {
+    fn of(caps: &Caps) -> Self {
+        match caps.subgroup {
+            Some((32, 32)) => Self::Many,
+            Some((min, _)) if min >= 32 => Self::ManyUnrolled,
+            _ => Self::Few,
+        }
+    }
+}
+
+impl RegisterTiles {
+    const fn new(lanes: [u32; 2], rows: u32, keys: u32, depth: u32, part: u32) -> Self {
+        Self { lanes_k: lanes[0], lanes_q: lanes[1], rows, keys, depth, part }
+    }
+
+    /// The tiles for a problem on a GPU; `None` if none fit the device.
+    pub(super) fn choose(caps: &Caps, shape: &AttentionShape) -> Option<Self> {
+        use Registers::{Few, Many, ManyUnrolled};
+        let t = Self::new;
+        // the first that fits; wide outputs are shared by more lanes
+        let list = match (Registers::of(caps), shape.head_dim_v) {
+            (Many, ..=64) => [t([8, 16], 8, 8, 32, 32), t([8, 16], 8, 8, 16, 16)],
+            (ManyUnrolled, ..=64) => [t([8, 16], 8, 8, 16, 16), t([8, 8], 8, 8, 16, 16)],
+            (Few, ..=64) => [t([16, 16], 4, 4, 16, 16), t([16, 8], 4, 4, 16, 16)],
+            (Many, ..=128) => [t([16, 16], 8, 4, 32, 32), t([16, 8], 8, 4, 16, 16)],
+            (ManyUnrolled, ..=128) => [t([16, 8], 8, 4, 16, 16), t([16, 4], 8, 4, 16, 16)],
+            (Few, ..=128) => [t([32, 8], 4, 4, 16, 16), t([32, 4], 4, 4, 8, 8)],
+            (Many | ManyUnrolled, ..=256) => [t([32, 8], 8, 4, 16, 16), t([32, 4], 8, 4, 16, 8)],
+            (Few, ..=256) => [t([64, 4], 4, 4, 8, 8), t([64, 2], 4, 4, 8, 4)],
+            (Many | ManyUnrolled, _) => [t([64, 4], 8, 4, 16, 8), t([64, 4], 8, 4, 8, 4)],
+            (Few, _) => [t([64, 4], 4, 4, 8, 4), t([64, 2], 4, 4, 8, 4)],
+        };
+        let rows = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1));
+        list.into_iter().find_map(|tiles| {
+            let tiles = tiles.with_rows(rows);
+            let fits = tiles.workgroup() <= caps.invocations
+                && tiles.bytes(shape.head_dim_v) <= caps.workgroup_storage;
+            fits.then_some(tiles)
+        })
+    }
+
+    /// No more rows than there are, though whole subgroups. Sums are made in the same order: a row's bits
+    /// do not depend on it.
+    fn with_rows(self, rows: u64) -> Self {
+        let mut tiles = self;
+        let half = |t: &Self| Self { lanes_q: t.lanes_q / 2, ..*t };
+        let able = |t: &Self| {
+            t.lanes_q >= 1 && t.lanes_q.is_multiple_of(t.keys / 4) && t.workgroup() >= 32
+        };
+        while u64::from(tiles.tile_q()) / 2 >= rows && able(&half(&tiles)) {
+            tiles = half(&tiles);
+        }
+        if u64::from(tiles.tile_q()) / 2 >= rows && tiles.rows == 8 {
+            tiles.rows = 4;
+        }
+        tiles
+    }
+
+    /// Invocations of a workgroup.
+    pub fn workgroup(&self) -> u32 {
+        self.lanes_k * self.lanes_q
+    }
+
+    /// Rows of a workgroup.
+    pub fn tile_q(&self) -> u32 {
+        self.lanes_q * self.rows
+    }
+
+    /// Keys of a tile.
+    pub fn tile_k(&self) -> u32 {
+        self.lanes_k * self.keys
+    }
+
+    /// Chunks of four channels of the output that one invocation holds.
+    pub(super) fn chunks(&self, head_dim_v: u32) -> u32 {
+        head_dim_v.div_ceil(4).div_ceil(self.lanes_k)
+    }
+
+    /// Channels of keys in one line of workgroup memory, which is wide enough for a row of values.
+    pub(super) fn fold(&self, head_dim_v: u32) -> u32 {
+        let chunks = self.chunks(head_dim_v);
+        [4, 2]
+            .into_iter()
+            .find(|fold| fold * self.keys / 4 <= chunks && self.depth.is_multiple_of(4 * fold))
+            .unwrap_or(1)
+    }
+
+    /// Vec4s in such a line, over the lanes along keys.
+    pub(super) fn width(&self, head_dim_v: u32) -> u32 {
+        self.chunks(head_dim_v).max(self.fold(head_dim_v) * self.keys / 4)
+    }
+
+    /// Quads of lines of both arrays in workgroup memory: the turned queries or weights, and the keys,
+    /// values or exchanged maxima.
+    pub(super) fn lines(&self, head_dim_v: u32) -> [u32; 2] {
+        let exchange = (self.lanes_q * self.rows / 4).div_ceil(self.width(head_dim_v));
+        let right = (self.depth / self.fold(head_dim_v)).max(self.part).max(exchange);
+        [self.depth.max(self.part) / 4, right.div_ceil(4)]
+    }
+
+    /// Bytes of workgroup memory.
+    pub fn bytes(&self, head_dim_v: u32) -> u32 {
+        let [left, right] = self.lines(head_dim_v);
+        let left = left * 4 * self.rows / 4 * (self.lanes_q + 1);
+        16 * (left + right * 4 * self.width(head_dim_v) * self.lanes_k)
+    }
+
+    /// The most keys that one pass can visit within so many loop trips.
+    pub(super) fn longest(&self, shape: &AttentionShape, trips: u64) -> u64 {
+        let slices = shape.head_dim.div_ceil(self.depth);
+        let turns = self.depth / (4 * self.fold(shape.head_dim_v));
+        let shares = (self.lanes_k / self.part).max(1);
+        let parts = self.tile_k() / self.part;
+        let shared = if shares > 1 { parts } else { 0 };
+        let tile = 1 + slices * (1 + turns) + self.lanes_k + shared + parts * self.part / 4;
+        let tiles = trips.saturating_sub(self.lanes_k.into()) / u64::from(tile);
+        tiles.saturating_mul(self.tile_k().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CARDS;
+
+    /// Every head size has tiles on every card and on the least that there is, and what the kernel takes
+    /// for granted holds.
+    #[test]
+    fn every_problem_has_tiles() {
+        for caps in CARDS.iter().map(crate::Card::caps) {
+            for memory in [16 << 10, caps.workgroup_storage] {
+                for invocations in [256, caps.invocations] {
+                    let caps = Caps { workgroup_storage: memory, invocations, ..caps.clone() };
+                    for dim in 1..=super::super::MAX_HEAD_DIM {
+                        for seq in [1, 7, 40, 5000] {
+                            let shape = AttentionShape::self_attention(1, seq, 1, dim);
+                            let t = RegisterTiles::choose(&caps, &shape);
+                            let t = t.unwrap_or_else(|| panic!("{caps:?} {shape:?}"));
+                            let width = t.width(dim);
+                            assert!(t.bytes(dim) <= memory && t.workgroup() <= invocations);
+                            assert!(t.lanes_k.is_multiple_of(t.rows / 4));
+                            assert!(t.lanes_q.is_multiple_of(t.keys / 4));
+                            assert!(t.depth.is_multiple_of(4 * t.fold(dim)));
+                            assert!(t.lanes_k.is_multiple_of(4) && t.part.is_multiple_of(4));
+                            assert!(t.part % t.lanes_k == 0 || t.lanes_k % t.part == 0);
+                            assert!(t.tile_k().is_multiple_of(t.part));
+                            assert!(width * t.lanes_k * 4 >= dim);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
