@@ -8,7 +8,7 @@ use common::{
     to_f64, upload_as,
 };
 use tilewise::{
-    Caps, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView,
+    Caps, Card, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView, Tier,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionShape, BiasPositions, CausalAlignment,
         KvAppend, KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Schedule, Split,
@@ -1415,26 +1415,137 @@ fn scores_far_from_each_other() {
     }
 }
 
-/// Kernels as a GPU gets them, on whatever is here: loads and stores written out, the device's own
-/// exp2, one query to an invocation.
+/// The devices here, planned for as each of three kinds of GPU: tiles for many registers, for compilers
+/// that unroll, and for what a browser tells. Compilers that are slow at long texts get the other kernel.
+fn gpus() -> Vec<Device> {
+    let mut all = Vec::new();
+    for Device { name, ctx } in devices() {
+        for card in ["ada", "rdna3", "browser"] {
+            let card = Card::find(card).unwrap();
+            let own = ctx.caps.with_class(DeviceClass::Gpu);
+            let caps = Caps {
+                subgroup: card.subgroup.filter(|_| own.tier == Tier::Portable).or(own.subgroup),
+                workgroup_storage: card.workgroup_storage.min(own.workgroup_storage),
+                invocations: card.invocations.min(own.invocations),
+                ..own
+            };
+            all.push(Device {
+                name: format!("{name}, as {}", card.name),
+                ctx: ctx.with_caps(caps),
+            });
+        }
+    }
+    all
+}
+
+/// Whether a plan there is of the schedule for GPUs, as it must be wherever one can be.
+fn tiled(gpu: &Device, s: AttentionShape, options: &Attention) -> bool {
+    let tiled = matches!(options.plan(&gpu.ctx, s).unwrap().schedule(), Schedule::Tiled(_));
+    let able = gpu.ctx.caps.unrolled >= Caps::minimum().unrolled;
+    assert_eq!(tiled, able && !options.metric && options.tiles.is_none(), "{}", gpu.name);
+    tiled
+}
+
+/// The schedule for GPUs, which runs anywhere: sizes around its tiles, head sizes around its slices and
+/// chunks, each option alone and all of them.
 #[test]
 fn cut_for_a_gpu() {
-    for Device { name, ctx } in devices() {
-        let caps = Caps { class: DeviceClass::Gpu, texels: 0, ..ctx.caps.clone() };
-        let gpu = Device { name: format!("{name}, as a GPU"), ctx: ctx.with_caps(caps) };
-        let base = Attention { split: Split::Never, ..Default::default() };
-        let mut rng = Rng(9);
-        for (shape, options) in [
-            (shape(2, [65, 67], [4, 2], [12, 8]), Attention { mask: BOTTOM_RIGHT, ..base }),
-            (shape(1, [1, 1], [1, 1], [7, 3]), base),
-            (shape(1, [130, 33], [2, 1], [7, 3]), base),
-            (shape(1, [3, 131], [2, 2], [12, 8]), Attention { split: Split::Keys(64), ..base }),
-            (shape(1, [9, 40], [2, 1], [16, 16]), Attention { metric: true, ..base }),
-        ] {
-            let mut problem = Problem::new(shape, options);
-            problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
-            problem.check(&gpu, &mut rng);
+    let base = Attention { split: Split::Never, ..Default::default() };
+    let causal = Attention { mask: BOTTOM_RIGHT, ..base };
+    let window = Window { left: Some(20), right: Some(3) };
+    let everything = Attention {
+        window,
+        softcap: Some(2.0),
+        alibi: true,
+        bias: true,
+        visible: true,
+        sinks: true,
+        ..causal
+    };
+    let mut cases = vec![
+        (shape(2, [65, 67], [4, 2], [12, 8]), causal),
+        (shape(1, [1, 1], [1, 1], [7, 3]), base),
+        (shape(1, [127, 63], [2, 1], [16, 16]), base),
+        (shape(1, [128, 64], [1, 1], [16, 32]), causal),
+        (shape(1, [129, 65], [1, 1], [32, 16]), causal),
+        (shape(1, [64, 300], [1, 1], [40, 72]), Attention { dtype: DType::F16, ..causal }),
+        (shape(1, [259, 131], [2, 1], [64, 64]), causal),
+        (shape(1, [40, 131], [4, 4], [80, 96]), Attention { dtype: DType::BF16, ..base }),
+        (shape(1, [35, 70], [2, 2], [128, 128]), causal),
+        (shape(1, [33, 40], [1, 1], [192, 128]), causal),
+        (shape(1, [20, 150], [2, 1], [256, 256]), causal),
+        (shape(1, [9, 130], [4, 1], [576, 512]), causal),
+        (shape(1, [17, 33], [1, 1], [1, 1]), base),
+        (shape(1, [3, 131], [2, 2], [12, 8]), Attention { split: Split::Keys(64), ..base }),
+        (shape(2, [1, 700], [8, 2], [64, 64]), Attention { split: Split::Auto, ..causal }),
+        (shape(1, [9, 40], [2, 1], [16, 16]), Attention { metric: true, ..base }),
+        (shape(1, [70, 70], [2, 1], [16, 16]), Attention { window, ..base }),
+        (shape(1, [50, 70], [2, 1], [16, 16]), Attention { softcap: Some(2.0), ..base }),
+        (shape(1, [50, 70], [3, 1], [16, 16]), Attention { alibi: true, ..causal }),
+        (shape(1, [50, 70], [2, 1], [16, 16]), Attention { bias: true, ..causal }),
+        (shape(1, [50, 70], [2, 1], [16, 16]), Attention { visible: true, ..base }),
+        (shape(1, [50, 70], [2, 1], [16, 16]), Attention { sinks: true, ..causal }),
+        (shape(2, [50, 90], [2, 1], [16, 16]), everything),
+        (shape(1, [1, 130], [2, 1], [16, 16]), Attention { split: Split::Auto, ..everything }),
+    ];
+    let lengths = Attention { key_lengths: true, ..causal };
+    let pages = Attention { page_size: Some(16), ..lengths };
+    let bytes = Attention { quantized: Some(16), ..base };
+    for op in [lengths, pages, bytes, Attention { quantized: Some(16), ..pages }] {
+        cases.push((shape(2, [30, 90], [2, 1], [16, 32]), op));
+    }
+    let gpus = gpus();
+    let fast = |gpu: &&Device| gpu.ctx.caps.unrolled >= Caps::minimum().unrolled;
+    let fast: Vec<&Device> = gpus.iter().filter(fast).collect();
+    let mut rng = Rng(9);
+    for (case, (s, options)) in cases.into_iter().enumerate() {
+        let mut problem = Problem::new(s, options);
+        problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
+        for (index, gpu) in fast.iter().enumerate() {
+            // with another kind of GPU after each round of devices
+            if slow() || index == (case + case / fast.len()) % fast.len() {
+                tiled(gpu, s, &options);
+                problem.check(gpu, &mut rng);
+                gpu.ctx.forget_kernels();
+            }
         }
+    }
+    // what is slow to compile takes one as it comes
+    for gpu in gpus.iter().filter(|gpu| gpu.ctx.caps.unrolled < Caps::minimum().unrolled).take(1) {
+        assert!(!tiled(gpu, shape(1, [9, 40], [2, 1], [16, 16]), &causal));
+        Problem::new(shape(1, [9, 40], [2, 1], [16, 16]), causal).check(gpu, &mut rng);
+    }
+}
+
+/// Options, sizes and views at random, as on a GPU.
+#[test]
+fn random_problems_for_gpus() {
+    let gpus = gpus();
+    for seed in 0..if slow() { 500 } else { 16 } {
+        let gpu = &gpus[seed as usize % gpus.len()];
+        let mut rng = Rng(9000 + seed);
+        let heads_kv = rng.range(1, 4);
+        let s = shape(
+            rng.range(1, 3),
+            [rng.range(1, 150), rng.range(1, 150)],
+            [heads_kv * rng.range(1, 4), heads_kv],
+            *rng.pick(&[[16, 16], [8, 20], [7, 3], [40, 24]]),
+        );
+        let options = Attention {
+            tiles: None,
+            // rows that are all alike are too few to compare errors by, see random_problems
+            scale: *rng.pick(&[None, Some(0.7), Some(-0.1)]),
+            ..random_options(&mut rng, gpu)
+        };
+        if gpu.ctx.caps.unrolled < Caps::minimum().unrolled {
+            continue;
+        }
+        println!("seed {}: {}", 9000 + seed, gpu.name);
+        tiled(gpu, s, &options);
+        let mut problem = Problem::new(s, options);
+        problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
+        problem.check(gpu, &mut rng);
+        gpu.ctx.forget_kernels();
     }
 }
 

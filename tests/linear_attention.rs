@@ -1620,7 +1620,7 @@ fn hold_slow(what: &str, errors: &[[f64; 2]]) {
 #[test]
 fn slow_decays_keep_their_digits() {
     let lengths: &[u32] =
-        if common::slow() { &[1024, 16_384, 65_536, 262_144, 1 << 20] } else { &[20_000] };
+        if common::slow() { &[1024, 16_384, 65_536, 262_144, 1 << 20] } else { &[10_000] };
     let forms = [
         (Form::Recurrent, None),
         (Form::ChunkLoop, None),
@@ -1717,7 +1717,7 @@ fn slow_decays_keep_their_digits_call_by_call() {
 /// to the same side each time.
 #[test]
 fn slow_decays_of_a_large_state_keep_their_digits() {
-    call_by_call(20_000, 1e-3, 800.0);
+    call_by_call(8_000, 1e-3, 800.0);
 }
 
 fn call_by_call(tokens: u32, values: f32, state: f32) {

@@ -426,7 +426,9 @@ impl Attention {
 
     /// The tiles with which a GPU computes this problem, if it is one and they fit.
     fn register_tiles(&self, caps: &Caps, shape: &AttentionShape) -> Option<RegisterTiles> {
+        // SwiftShader's compiler takes minutes and gigabytes for such texts
         let able = !caps.is_cpu()
+            && caps.unrolled >= UNROLLED
             && self.algorithm == Algorithm::Flash
             && self.tiles.is_none()
             && !self.metric;
