@@ -1415,12 +1415,12 @@ fn scores_far_from_each_other() {
     }
 }
 
-/// The devices here, planned for as each of three kinds of GPU: tiles for many registers, for compilers
-/// that unroll, and for what a browser tells. Compilers that are slow at long texts get the other kernel.
-fn gpus() -> Vec<Device> {
+/// The devices here, but for those whose compilers are slow at long texts and get another kernel,
+/// planned for as such a card.
+fn gpus(card: &str) -> Vec<Device> {
     let mut all = Vec::new();
     for Device { name, ctx } in devices() {
-        for card in ["ada", "rdna3", "browser"] {
+        if ctx.caps.unrolled >= Caps::minimum().unrolled {
             let card = Card::find(card).unwrap();
             let own = ctx.caps.with_class(DeviceClass::Gpu);
             let caps = Caps {
@@ -1439,11 +1439,9 @@ fn gpus() -> Vec<Device> {
 }
 
 /// Whether a plan there is of the schedule for GPUs, as it must be wherever one can be.
-fn tiled(gpu: &Device, s: AttentionShape, options: &Attention) -> bool {
+fn expect_tiled(gpu: &Device, s: AttentionShape, options: &Attention) {
     let tiled = matches!(options.plan(&gpu.ctx, s).unwrap().schedule(), Schedule::Tiled(_));
-    let able = gpu.ctx.caps.unrolled >= Caps::minimum().unrolled;
-    assert_eq!(tiled, able && !options.metric && options.tiles.is_none(), "{}", gpu.name);
-    tiled
+    assert_eq!(tiled, !options.metric, "{}", gpu.name);
 }
 
 /// The schedule for GPUs, which runs anywhere: sizes around its tiles, head sizes around its slices and
@@ -1476,6 +1474,8 @@ fn cut_for_a_gpu() {
         (shape(1, [20, 150], [2, 1], [256, 256]), causal),
         (shape(1, [9, 130], [4, 1], [576, 512]), causal),
         (shape(1, [17, 33], [1, 1], [1, 1]), base),
+        // near what old llvmpipe's loops take
+        (shape(1, [2, 100_000], [1, 1], [4, 4]), base),
         (shape(1, [3, 131], [2, 2], [12, 8]), Attention { split: Split::Keys(64), ..base }),
         (shape(2, [1, 700], [8, 2], [64, 64]), Attention { split: Split::Auto, ..causal }),
         (shape(1, [9, 40], [2, 1], [16, 16]), Attention { metric: true, ..base }),
@@ -1494,35 +1494,32 @@ fn cut_for_a_gpu() {
     for op in [lengths, pages, bytes, Attention { quantized: Some(16), ..pages }] {
         cases.push((shape(2, [30, 90], [2, 1], [16, 32]), op));
     }
-    let gpus = gpus();
-    let fast = |gpu: &&Device| gpu.ctx.caps.unrolled >= Caps::minimum().unrolled;
-    let fast: Vec<&Device> = gpus.iter().filter(fast).collect();
+    // tiles for many registers, for compilers that unroll, and for what a browser tells; the last compile
+    // soonest here
+    let cards = ["browser", "ada", "rdna3"].map(gpus);
     let mut rng = Rng(9);
     for (case, (s, options)) in cases.into_iter().enumerate() {
         let mut problem = Problem::new(s, options);
         problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
-        for (index, gpu) in fast.iter().enumerate() {
-            // with another kind of GPU after each round of devices
-            if slow() || index == (case + case / fast.len()) % fast.len() {
-                tiled(gpu, s, &options);
-                problem.check(gpu, &mut rng);
-                gpu.ctx.forget_kernels();
+        for (card, gpus) in cards.iter().enumerate() {
+            let takes_card = card == 0 || (case + 3 * card) % 6 == 0;
+            for (index, gpu) in gpus.iter().enumerate() {
+                if slow() || (takes_card && index == (case + card) % gpus.len()) {
+                    expect_tiled(gpu, s, &options);
+                    problem.check(gpu, &mut rng);
+                    gpu.ctx.forget_kernels();
+                }
             }
         }
-    }
-    // what is slow to compile takes one as it comes
-    for gpu in gpus.iter().filter(|gpu| gpu.ctx.caps.unrolled < Caps::minimum().unrolled).take(1) {
-        assert!(!tiled(gpu, shape(1, [9, 40], [2, 1], [16, 16]), &causal));
-        Problem::new(shape(1, [9, 40], [2, 1], [16, 16]), causal).check(gpu, &mut rng);
     }
 }
 
 /// Options, sizes and views at random, as on a GPU.
 #[test]
 fn random_problems_for_gpus() {
-    let gpus = gpus();
-    for seed in 0..if slow() { 500 } else { 16 } {
-        let gpu = &gpus[seed as usize % gpus.len()];
+    let gpus = gpus("browser");
+    for seed in 0..if slow() { 500 } else { 12 } {
+        let Some(gpu) = gpus.get(seed as usize % gpus.len().max(1)) else { continue };
         let mut rng = Rng(9000 + seed);
         let heads_kv = rng.range(1, 4);
         let s = shape(
@@ -1537,11 +1534,8 @@ fn random_problems_for_gpus() {
             scale: *rng.pick(&[None, Some(0.7), Some(-0.1)]),
             ..random_options(&mut rng, gpu)
         };
-        if gpu.ctx.caps.unrolled < Caps::minimum().unrolled {
-            continue;
-        }
         println!("seed {}: {}", 9000 + seed, gpu.name);
-        tiled(gpu, s, &options);
+        expect_tiled(gpu, s, &options);
         let mut problem = Problem::new(s, options);
         problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
         problem.check(gpu, &mut rng);

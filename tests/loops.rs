@@ -62,6 +62,15 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
         ("for (var p = 0u; p < parts; p++) {", Planner("merge")),
         ("for (var p = 0u; p < parts; p++) {", Planner("parts")),
     ]),
+    ("attention/tiled.wgsl", &[
+        ("for (var start = begin; start < reach.last; start += TILE_K) {", Planner("tiled")),
+        ("for (var slice = 0u; slice < SLICES; slice++) {", Planner("tiled")),
+        ("for (var c = 0u; c < DEPTH / UNROLL; c++) {", Planner("tiled")),
+        ("for (var t = 1u; t < TX; t++) {", Planner("tiled")),
+        ("for (var share = 0u; share < SHARES; share++) {", Planner("tiled")),
+        ("for (var t = 0u; t < PART / 4u; t++) {", Planner("tiled")),
+        ("for (var t = 0u; t < TX; t++) {", Constant("TX, at most 64")),
+    ]),
     ("attention/triple.wgsl", &[
         ("for (var j = 0u; j < seq_1; j++) {", Planner("triple")),
         ("for (var start = 0u; start < seq_2; start += BLOCK) {", Planner("triple")),
@@ -203,6 +212,8 @@ type Try = fn(&Context) -> Result<()>;
 
 const PLANNERS: &[(&str, u64, Try)] = &[
     ("flash", 1500, |ctx| attention(ctx, Form::Flash, Split::Never, [64, 1 << 26])),
+    // what takes more is given to flash, which refuses it
+    ("tiled", 1500, |ctx| attention(ctx, Form::Flash, Split::Never, [64, 1 << 26])),
     ("decode", 1500, |ctx| attention(ctx, Form::Flash, Split::Never, [1, 1 << 26])),
     ("parts", 1500, |ctx| attention(ctx, Form::Flash, Split::Keys(64), [1, 751 * 64])),
     ("unfused", 1500, |ctx| attention(ctx, Form::Unfused, Split::Never, [1, 501])),
@@ -408,17 +419,25 @@ fn every_bound_holds() {
         }
     }
     for (name, limit, attempt) in PLANNERS {
-        for tier in [Tier::Portable, Tier::Subgroup] {
-            let (short, free) = (noop(*limit), noop(u64::MAX));
-            attempt(&free.with_tier(tier).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
-            match attempt(&short.with_tier(tier).unwrap()) {
+        for (tier, class) in [
+            (Tier::Portable, DeviceClass::Cpu),
+            (Tier::Portable, DeviceClass::Gpu),
+            (Tier::Subgroup, DeviceClass::Cpu),
+            (Tier::Subgroup, DeviceClass::Gpu),
+        ] {
+            let [short, free] = [*limit, u64::MAX]
+                .map(|trips| noop(trips).with_tier(tier).unwrap().with_class(class));
+            attempt(&free).unwrap_or_else(|e| panic!("{name}: {e}"));
+            match attempt(&short) {
                 Err(Error::Limit { what, limit: got, .. }) => {
                     assert!(what.contains("driver"), "{name}: {what}");
                     // a limit on something that takes trips
                     assert!(got < 1 << 26, "{name}: {got}");
                 }
                 other => {
-                    panic!("{name}, {tier}: more than {limit} trips are not refused: {other:?}")
+                    panic!(
+                        "{name}, {tier}, {class}: more than {limit} trips are not refused: {other:?}"
+                    )
                 }
             }
         }

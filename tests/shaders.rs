@@ -47,8 +47,18 @@ fn kernels() -> Vec<(String, String)> {
     files
         .into_iter()
         .filter(|(name, _)| !name.starts_with("lib/"))
-        .map(|(name, text)| (name, first_parts(&text) + &lib))
+        .map(|(name, text)| (name, first_parts(&included(&text)) + &lib))
         .collect()
+}
+
+/// The text with the files that it includes.
+fn included(text: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let line = |line: &str| match line.strip_prefix("// @include ") {
+        Some(path) => fs::read_to_string(root.join(path)).unwrap(),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
 }
 
 /// The text without the `@else` parts of its `@if` blocks: what a file means as it stands.

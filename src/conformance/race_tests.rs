@@ -16,9 +16,10 @@ use crate::{Context, DType, DeviceClass, Result, Tensor, Tier};
 use super::{Case, case_files, random_case, random_ops, run_guarded};
 
 /// The kernels with workgroup memory and barriers.
-const KERNELS: [&str; 6] = [
+const KERNELS: [&str; 7] = [
     "attention/decode:decode",
     "attention/flash:flash",
+    "attention/tiled:tiled",
     "fft/pass:fft_pass",
     "linear_attention/chunk_portable:chunk_portable",
     "relative_attention/exact:exact",
