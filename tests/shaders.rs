@@ -295,6 +295,7 @@ fn race(body: &str) -> Result<Vec<String>, String> {
         const CELLS: u32 = 64u;
         var<workgroup> tile: array<f32, CELLS>;
         var<workgroup> wide: array<vec4<f32>, CELLS * 2u>;
+        var<workgroup> deep: array<array<array<f32, 4>, 2>, 8>;
         fn put(i: u32, x: f32) {{ if i < CELLS {{ tile[i] = x; }} }}
         fn fetch(i: u32) -> f32 {{ return tile[min(i, CELLS - 1u)]; }}
         @compute @workgroup_size(8, 8)
@@ -336,6 +337,12 @@ fn race_check_refuses_what_needs_a_barrier() {
         ("put(lid, 1.0); data[lid] = fetch(lid + 1u);", "written at line"),
         ("wide[at.y * 8u + at.x].x = 1.0; data[lid] = wide[at.x * 8u + at.y].y;", "written at line"),
         ("wide[u32(i32(lid) + params.shift.x)] = vec4<f32>(); data[lid] = wide[lid + 2u].x;", "written at line"),
+        (
+            "deep[lid / 8u][lid & 1u][lid / 2u & 3u] = 1.0; data[lid] = deep[lid & 7u][0][lid / 16u];",
+            "written at line",
+        ),
+        ("deep[lid / 8u][lid & 1u][lid / 2u & 1u] = 1.0;", "written at line"),
+        ("deep[lid / 8u][lid & 1u][(lid / 2u & 3u) + 1u] = 1.0;", "past its end"),
         // a barrier on one side of a branch that all take together is one, on the other none
         (
             "tile[lid] = 1.0; if params.count < 100u { workgroupBarrier(); } data[lid] = tile[63u - lid];",
@@ -364,6 +371,7 @@ fn race_check_accepts_what_needs_no_barrier() {
         "for (var i = lid; i < CELLS * 2u; i += 64u) { wide[i] = vec4<f32>(); wide[i] += 1.0; }",
         "for (var t = 0u; t < params.count; t += CELLS) {
             workgroupBarrier(); tile[lid] = 1.0; workgroupBarrier(); data[lid] = tile[63u - lid]; }",
+        "deep[lid / 8u][lid & 1u][lid / 2u & 3u] = 1.0; data[lid] = deep[lid / 8u][lid & 1u][lid / 2u & 3u];",
         // one writes, all read
         "if lid == 0u { tile[5] = 1.0; } workgroupBarrier(); data[lid] = tile[5] + tile[5];",
         "if params.rows == 37u { tile[lid] = 1.0; workgroupBarrier(); } data[lid] = tile[63u - lid];",

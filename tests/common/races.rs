@@ -380,16 +380,24 @@ impl<'a> Run<'a> {
     ) -> Result<(), String> {
         let global = &self.module.global_variables[variable];
         let name = global.name.as_deref().unwrap_or("?");
-        let len = match &self.module.types[global.ty].inner {
-            TypeInner::Array { size: ArraySize::Constant(n), .. } => n.get() as usize,
-            _ => 1,
-        };
-        let index = match path.first() {
-            _ if len == 1 => 0,
-            Some(Value::U32(i)) => *i as usize,
-            Some(Value::I32(i)) => usize::try_from(*i).unwrap_or(usize::MAX),
-            _ => return Err(format!("line {line}: an index of {name} depends on data")),
-        };
+        // arrays of arrays are one, of their elements
+        let (mut len, mut index, mut ty) = (1, Some(0), global.ty);
+        let mut path = path.iter();
+        while let TypeInner::Array { base, size: ArraySize::Constant(n), .. } =
+            &self.module.types[ty].inner
+        {
+            let n = n.get() as usize;
+            let own = match path.next() {
+                _ if n == 1 => 0,
+                Some(Value::U32(i)) => *i as usize,
+                Some(Value::I32(i)) => usize::try_from(*i).unwrap_or(usize::MAX),
+                _ => return Err(format!("line {line}: an index of {name} depends on data")),
+            };
+            index = index.filter(|_| own < n).map(|at| at * n + own);
+            len *= n;
+            ty = *base;
+        }
+        let index = index.unwrap_or(usize::MAX);
         let cells = self.cells.entry(variable).or_insert_with(|| vec![Cell::default(); len]);
         let Some(cell) = cells.get_mut(index) else {
             self.found.insert(format!("line {line}: {name} is touched past its end"));
