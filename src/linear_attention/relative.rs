@@ -393,8 +393,9 @@ fn crossover(features: u32, value_dim: u32) -> u32 {
     u32::try_from(CROSSOVER * columns / pair).unwrap_or(u32::MAX).max(SHORT)
 }
 
-/// Measured on llvmpipe, see docs/PERFORMANCE.md.
-const CROSSOVER: u64 = 150;
+/// Measured on llvmpipe with 8 features and 8 channels, equal at some 180 positions: see
+/// docs/PERFORMANCE.md.
+const CROSSOVER: u64 = 120;
 
 /// So few are not worth the dispatches of transforms.
 const SHORT: u32 = 128;
