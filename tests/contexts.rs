@@ -669,8 +669,10 @@ fn plans_make_their_scratch() {
     let shape = ChannelAttentionShape { batch: 1, tokens: 5, heads: 2, channels: 8 };
     let plan = ChannelAttention::default().plan(&a, shape).unwrap();
     check("channel_attention", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
-    for method in [RelativeMethod::Exact, RelativeMethod::Transform] {
-        let shape = RelativeAttentionShape { batch: 1, seq: 5, heads: 2, key_dim: 4, value_dim: 4 };
+    for method in [RelativeMethod::Exact, RelativeMethod::Auto, RelativeMethod::Transform] {
+        // more than is made exactly
+        let seq = 200;
+        let shape = RelativeAttentionShape { batch: 1, seq, heads: 2, key_dim: 4, value_dim: 4 };
         let plan = RelativeAttention { method, ..Default::default() }.plan(&a, shape).unwrap();
         check("relative_attention", plan.scratch_bytes(), &|ctx| plan.scratch(ctx));
     }

@@ -797,8 +797,8 @@ fn relative_attention_plans_and_calls() {
         };
         let method = match h.rng.range(0, 4) {
             0 => RelativeMethod::Exact,
-            1 => RelativeMethod::Alike(h.size(0, 8)),
-            _ => RelativeMethod::Transform,
+            1 => RelativeMethod::Transform,
+            _ => RelativeMethod::Auto,
         };
         let op = RelativeAttention { features, causal: h.chance(50), method, dtype: h.dtype() };
         let problem = (op, s);

@@ -185,6 +185,10 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
         ("for (var n = 0; n < keys + params.kernel.w; n++) {", Planner("neighborhood naive")),
         ("for (var axis = 0u; axis < 3u; axis++) {", Planner("neighborhood factorised")),
     ]),
+    ("relative_attention/bounds.wgsl", &[
+        ("for (var e = 0u; e < params.value_dim; e++) {", Planner("relative values")),
+        ("for (var e = 0u; e < params.value_dim; e++) {", Planner("relative values")),
+    ]),
     ("relative_attention/contract.wgsl", &[
         ("for (var m = 0u; m < params.features; m++) {", Planner("relative features")),
     ]),
@@ -197,8 +201,19 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
     ("relative_attention/features.wgsl", &[
         ("for (var d = 0u; d < params.key_dim; d++) {", Planner("relative key_dim")),
     ]),
+    ("relative_attention/judge.wgsl", &[
+        ("for (var m = 0u; m < params.features; m++) {", Planner("relative features")),
+        ("for (var e = 0u; e < params.value_dim; e++) {", Planner("relative values")),
+        ("for (var e = 0u; e < params.value_dim; e++) {", Planner("relative values")),
+    ]),
     ("relative_attention/largest.wgsl", &[
         ("for (var i = local; i < used; i += WORKGROUP) {", Planner("relative biases")),
+        ("for (var i = 0u; i < WORKGROUP; i++) {", Constant("WORKGROUP")),
+    ]),
+    ("relative_attention/norm.wgsl", &[
+        ("for (var i = local; i < params.seq; i += WORKGROUP) {", Planner("relative norms")),
+        ("for (var i = 0u; i < WORKGROUP; i++) {", Constant("WORKGROUP")),
+        ("for (var i = local; i < params.seq; i += WORKGROUP) {", Planner("relative norms")),
         ("for (var i = 0u; i < WORKGROUP; i++) {", Constant("WORKGROUP")),
     ]),
     // written by the host
@@ -285,6 +300,12 @@ const PLANNERS: &[(&str, u64, Try)] = &[
         let (features, method) = (RelativeFeatures::Random(1501), RelativeMethod::Transform);
         RelativeAttention { features, method, ..Default::default() }.plan(ctx, shape).map(drop)
     }),
+    // not refused, but made exactly
+    ("relative values", 1500, |ctx| {
+        let shape = RelativeAttentionShape { value_dim: 751, ..relative_shape(2000) };
+        by_transforms(ctx, shape)
+    }),
+    ("relative norms", 1500, |ctx| by_transforms(ctx, relative_shape(30_000))),
     ("relative key_dim", 1500, |ctx| relative(ctx, RelativeMethod::Exact, 2, 1501)),
 ];
 
@@ -336,6 +357,16 @@ fn relative_shape(seq: u32) -> RelativeAttentionShape {
 fn relative(ctx: &Context, method: RelativeMethod, seq: u32, key_dim: u32) -> Result<()> {
     let shape = RelativeAttentionShape { key_dim, ..relative_shape(seq) };
     RelativeAttention { method, ..Default::default() }.plan(ctx, shape).map(drop)
+}
+
+/// By transforms with rows checked; else an error.
+fn by_transforms(ctx: &Context, shape: RelativeAttentionShape) -> Result<()> {
+    let limit = ctx.caps.loop_trips;
+    let plan = RelativeAttention::default().plan(ctx, shape)?;
+    let what = "relative attention by transforms is too much for this driver";
+    let refused =
+        Error::Limit { op: "relative_attention", what, need: limit.saturating_add(1), limit };
+    if plan.by_transforms() { Ok(()) } else { Err(refused) }
 }
 
 /// A noop device whose driver makes so many trips.

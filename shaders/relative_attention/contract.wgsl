@@ -2,7 +2,10 @@
 //   scratch, at `start_q`: features of queries [rows, M, positions]
 //   scratch, at `start_in`: [rows, M (V + 1), L], rows (batch, head) from `first` on
 //   o: output [B, N, H, V]
+// Where rows are checked the sums stay in scratch for it: behind the last position of the first
+// feature's columns, where the transforms left nothing of use.
 const WORKGROUP: u32 = 64u; // @spec
+const CHECKED: bool = true; // @spec
 
 // Must match `relative::Params`. `x`: strides (batch, position, head) and offset of the rows at hand;
 // `w`: likewise of directions (head, feature), or of another tensor; `b`: stride of heads and offset;
@@ -51,6 +54,10 @@ fn contract(
         let phi = scratch[base_q + m * params.positions];
         above = fma(phi, scratch[base + (m * width + e) * params.length], above);
         below = fma(phi, scratch[base + (m * width + params.value_dim) * params.length], below);
+    }
+    if CHECKED {
+        scratch[base + e * params.length + params.seq] = above;
+        if e == 0u { scratch[base + params.value_dim * params.length + params.seq] = below; }
     }
     let batch = row / params.heads;
     let head = row % params.heads;

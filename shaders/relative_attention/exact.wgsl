@@ -10,8 +10,11 @@
 // 4 c to 4 c + 3.
 //   phi: features of queries, at `start_q`, and keys, at `start_in`, [rows, M, positions]
 //   rows: values [B, N, H, V], `x`    b: [H, 2 N - 1]    o: output [B, N, H, V], `w`
+// Repairing, only queries with a flag are written, and a tile without one is left as it is.
+//   phi: flags at `start_out`, [rows, positions], 0 or 1
 // Source: Luo et al. 2021, arXiv:2106.12566.
 const CAUSAL: bool = true; // @spec
+const REPAIR: bool = true; // @spec
 const WORKGROUP: u32 = 64u;
 // Queries, keys and channels of a tile.
 const TILE: u32 = 32u;
@@ -63,6 +66,17 @@ var<workgroup> tile_v: array<vec4<f32>, TILE * FOURS>;
 var<workgroup> tile_w: array<vec4<f32>, TILE * FOURS>;
 // What each invocation found for its four queries.
 var<workgroup> found: array<vec4<f32>, WORKGROUP>;
+// @if REPAIR
+// Whether a query of the tile has a flag.
+var<workgroup> flagged: u32;
+
+// Flags of four queries, 0 past the last.
+fn flags_load(chunk_row: u32, four: u32) -> vec4<f32> {
+    let fours = params.positions / 4u;
+    if four >= fours { return vec4<f32>(0.0); }
+    return phi[params.start_out / 4u + chunk_row * fours + four];
+}
+// @end
 
 // Feature m of four positions, 0 past the last.
 fn phi_load(start: u32, m: u32, four: u32) -> vec4<f32> {
@@ -130,6 +144,19 @@ fn exact(
     let start_k = params.start_in + chunk_row * params.features * params.positions;
     let from_v = params.x.w + batch * params.x.x + head * params.x.z + channel;
     let from_b = params.b.y + head * params.b.x;
+
+    var writes = vec4<u32>(query, query + 1u, query + 2u, query + 3u) < vec4<u32>(params.seq);
+    // @if REPAIR
+    if local == 0u {
+        var flags = vec4<f32>(0.0);
+        // @unroll I FOURS
+        flags = max(flags, flags_load(chunk_row, tile * FOURS + I));
+        // @end
+        flagged = select(0u, 1u, any(flags > vec4<f32>(0.0)));
+    }
+    if workgroupUniformLoad(&flagged) == 0u { return; }
+    writes = writes & (flags_load(chunk_row, tile * FOURS + a) > vec4<f32>(0.0));
+    // @end
 
     var reference = vec4<f32>(LOWEST);
     var below = vec4<f32>(0.0);
@@ -252,8 +279,8 @@ fn exact(
     // a row without weights is 0
     total = select(total, vec4<f32>(1.0), total == vec4<f32>(0.0));
     let from_o = params.w.w + batch * params.w.x + head * params.w.z + channel;
-    if query < params.seq { o_store4n(from_o + query * params.w.y, channels, o0 / total.x); }
-    if query + 1u < params.seq { o_store4n(from_o + (query + 1u) * params.w.y, channels, o1 / total.y); }
-    if query + 2u < params.seq { o_store4n(from_o + (query + 2u) * params.w.y, channels, o2 / total.z); }
-    if query + 3u < params.seq { o_store4n(from_o + (query + 3u) * params.w.y, channels, o3 / total.w); }
+    if writes.x { o_store4n(from_o + query * params.w.y, channels, o0 / total.x); }
+    if writes.y { o_store4n(from_o + (query + 1u) * params.w.y, channels, o1 / total.y); }
+    if writes.z { o_store4n(from_o + (query + 2u) * params.w.y, channels, o2 / total.z); }
+    if writes.w { o_store4n(from_o + (query + 3u) * params.w.y, channels, o3 / total.w); }
 }

@@ -7,9 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::context::Dispatched;
-use crate::linear_attention::{
-    RelativeAttention, RelativeAttentionArgs, RelativeAttentionShape, RelativeMethod,
-};
+use crate::linear_attention::{RelativeAttention, RelativeAttentionArgs, RelativeAttentionShape};
 use crate::test_support::{noop, races::races};
 use crate::{Context, DType, DeviceClass, Result, Tensor, Tier};
 
@@ -24,6 +22,7 @@ const KERNELS: [&str; 7] = [
     "linear_attention/chunk_portable:chunk_portable",
     "relative_attention/exact:exact",
     "relative_attention/largest:largest",
+    "relative_attention/norm:norm",
 ];
 
 /// Texts of kernels with workgroup memory, each with the dispatches that it was given.
@@ -81,13 +80,13 @@ fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
     })
 }
 
-/// Relative attention by transforms, which no case asks for.
+/// Relative attention by transforms, longer than any case, with rows made again.
 fn transform(ctx: &Context) -> Result<()> {
-    let shape = RelativeAttentionShape { batch: 1, seq: 300, heads: 2, key_dim: 2, value_dim: 2 };
-    let op = RelativeAttention { method: RelativeMethod::Transform, ..Default::default() };
-    let plan = op.plan(ctx, shape)?;
-    let [q, k, v, o] = [0; 4].map(|_| Tensor::zeros(ctx, [1, 300, 2, 2], DType::F32).unwrap());
-    let b = Tensor::zeros(ctx, [2, 599], DType::F32)?;
+    let shape = RelativeAttentionShape { batch: 1, seq: 600, heads: 2, key_dim: 2, value_dim: 2 };
+    let plan = RelativeAttention::default().plan(ctx, shape)?;
+    assert!(plan.by_transforms());
+    let [q, k, v, o] = [0; 4].map(|_| Tensor::zeros(ctx, [1, 600, 2, 2], DType::F32).unwrap());
+    let b = Tensor::zeros(ctx, [2, 1199], DType::F32)?;
     let scratch = plan.scratch(ctx)?;
     let args = RelativeAttentionArgs {
         q: q.view(),

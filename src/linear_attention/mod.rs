@@ -61,7 +61,7 @@ pub use encode::{LinearAttentionArgs, LinearAttentionPlan, StateArgs, StatePlan}
 pub use plan::MAX_PACKED;
 pub use relative::{
     RelativeAttention, RelativeAttentionArgs, RelativeAttentionPlan, RelativeAttentionShape,
-    RelativeFeatures, RelativeMethod, transform_error,
+    RelativeFeatures, RelativeMethod,
 };
 
 use crate::{DType, Error, Result};

@@ -7,8 +7,9 @@
 //! Exact: as the sums are written, tile by tile, with a running reference for every row, as in a
 //! softmax. By transforms: both sums are a Toeplitz matrix times `phi(k_j) [v_j, 1]`, one column for
 //! each feature and channel; a Toeplitz matrix is a corner of a circulant one, and that is diagonal
-//! after a Fourier transform. Fourier sums have an error relative to their largest part, see
-//! [`transform_error`].
+//! after a Fourier transform. Fourier sums have an error relative to their largest part; so every row's
+//! is bounded on the device, and rows that may have lost too much are made again exactly, see
+//! [`RelativeMethod::Auto`].
 
 use std::sync::Arc;
 
@@ -28,6 +29,9 @@ const WORKGROUP: u32 = 64;
 /// Of the kernel that finds the largest bias.
 const WORKGROUP_LARGEST: u32 = 256;
 
+/// Of the kernel that makes norms.
+const WORKGROUP_NORM: u32 = 64;
+
 /// Queries, keys and channels of a tile of the exact form, and features at a time.
 const TILE: u32 = 32;
 const DEPTH: u32 = 16;
@@ -40,9 +44,6 @@ const ALIGN: u64 = 64;
 
 /// The longest sequence that transforms take.
 const LONGEST: u32 = crate::fft::MAX_LENGTH / 4;
-
-/// The relative error of a row's sums that [`RelativeMethod::Alike`] keeps to.
-const TARGET: f64 = 1e-4;
 
 /// Where the features of queries and keys come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -57,23 +58,30 @@ pub enum RelativeFeatures {
 
 /// How the sums are made.
 ///
-/// `b` lies on the device, where no plan can see it; so what does not hold for every `b` is chosen by
-/// the caller's word alone.
+/// `b` lies on the device, where no plan can see it; so what a row may have lost is found there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum RelativeMethod {
+    /// Exact for short sequences, where that is faster or a device has no room for transforms; else by
+    /// transforms, with every row that they may have spoilt made again exactly. Every row is right, for
+    /// every `b`, as with [`RelativeMethod::Exact`], but to 1e-4 of itself in f32.
+    ///
+    /// The bound: a sum over keys for one feature, be it of a denominator or of a channel, is taken to
+    /// be wrong by at most `E = 2^-23 sqrt(log2 length) |w| |x|` (the largest error measured is 0.3 of
+    /// that; tested), with the L2 norms over positions of `w`, the weights `e^b` of the head,
+    /// and of `x`, what is summed; `length` is that of the transforms, some `2 seq`. A row is made again
+    /// unless `sum_m |phi_m(q)| E_m` over the denominator and the same over the numerators, as L2 norms
+    /// over channels, are together at most 1e-4; so also where a NaN or an infinity is in the way, or a
+    /// sum is below 1e-30, that of values which are all 0 included.
+    ///
+    /// Transforms are run for all rows first. The exact form then visits only tiles of 32 queries
+    /// that have such a row. Where every row has to be made again it takes as long as both.
+    #[default]
+    Auto,
     /// As they are written, tile by tile, in `O(seq^2)` time and no memory but for the features.
     ///
     /// Every row is right relative to its own denominator, for every `b`: of any size, and `-inf`,
     /// which hides its keys. What is hidden or after a causal query has no effect, NaN included.
-    #[default]
     Exact,
-    /// By Fourier transforms where they are faster and [`transform_error`] is at most 1e-4 for so many
-    /// nats, else exact.
-    ///
-    /// The caller's word: of the terms `e^b[j - i] phi_m(k_j)` of one head and one feature `m` that
-    /// count, all positive, none is more than `e^nats` times another. Where that is not so, rows may
-    /// be wrong as with [`RelativeMethod::Transform`].
-    Alike(u32),
     /// By Fourier transforms, in `O(seq log seq)` time, whatever the error.
     ///
     /// A row whose terms are small against the largest `e^b` of its head and the largest features of
@@ -81,23 +89,6 @@ pub enum RelativeMethod {
     /// is noise. A NaN anywhere reaches every row.
     Transform,
 }
-
-/// What Fourier transforms add to the relative error of a row's sums where terms are alike to within
-/// `nats`, see [`RelativeMethod::Alike`]: `2^-22 sqrt(log2(seq + 1)) e^nats`, and `seq` times as much
-/// under a causal mask.
-///
-/// The error of a transform is the same for all rows, some `2^-24 sqrt(log2 seq)` of the root mean
-/// square of all sums (measured, with room; tested). A causal first row sums one term where the last
-/// sums `seq`: there 1e-4 is kept for a hundred tokens at most, and `Alike` is always exact. The
-/// result's error is so much of the largest value.
-pub fn transform_error(seq: u32, causal: bool, nats: u32) -> f64 {
-    let (seq, nats) = (f64::from(seq), f64::from(nats));
-    let shortest = if causal { seq } else { 1.0 };
-    SAFETY * 2f64.powi(-24) * (seq + 1.0).log2().sqrt() * shortest * nats.exp()
-}
-
-/// A factor above what is measured.
-const SAFETY: f64 = 4.0;
 
 /// Options of kernelised attention with relative positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -158,6 +149,8 @@ pub struct RelativeAttentionPlan {
     chunk: u32,
     /// `None`: exact.
     transforms: Option<Transforms>,
+    /// Rows that transforms may have spoilt are made again.
+    checked: bool,
     /// The device it was planned on.
     home: Arc<Home>,
 }
@@ -201,6 +194,9 @@ const CIRCULANT: Source = source!("relative_attention/circulant.wgsl");
 const EXPAND: Source = source!("relative_attention/expand.wgsl");
 const MULTIPLY: Source = source!("relative_attention/multiply.wgsl");
 const CONTRACT: Source = source!("relative_attention/contract.wgsl");
+const NORM: Source = source!("relative_attention/norm.wgsl");
+const BOUNDS: Source = source!("relative_attention/bounds.wgsl");
+const JUDGE: Source = source!("relative_attention/judge.wgsl");
 
 /// Where things lie in scratch. Offsets are in elements of 4 bytes, from the start of a region.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -211,6 +207,12 @@ struct Parts {
     largest: u64,
     circulants: u64,
     columns: u64,
+    /// Where rows are checked: norms of circulants and columns, bounds of each feature's sums, and for
+    /// each row whether it is made again.
+    norms_b: u64,
+    norms: u64,
+    bounds: u64,
+    flags: u64,
     /// The second: spectra of the circulants, and from here on of the columns.
     spectra: u64,
     /// Bytes of the regions, each of which is bound apart; the third is the transforms' own.
@@ -261,17 +263,37 @@ impl RelativeAttention {
         if shape.seq > LONGEST {
             return Err(Error::shape(OP, "seq", format!("at most {LONGEST}"), shape.seq));
         }
-        let transforms = match self.method {
-            RelativeMethod::Exact => false,
-            RelativeMethod::Alike(nats) => {
-                shape.seq > crossover(features, shape.value_dim)
-                    && transform_error(shape.seq, self.causal, nats) <= TARGET
+        match self.method {
+            RelativeMethod::Exact => self.plan_form(ctx, shape, features, false),
+            RelativeMethod::Transform => self.plan_form(ctx, shape, features, true),
+            RelativeMethod::Auto if shape.seq <= crossover(features, shape.value_dim) => {
+                self.plan_form(ctx, shape, features, false)
             }
-            RelativeMethod::Transform => true,
-        };
-        check_trips(&shape, features, transforms, ctx.caps.loop_trips)?;
+            RelativeMethod::Auto => match self.plan_form(ctx, shape, features, true) {
+                // the exact form takes next to no memory
+                Err(Error::Limit { .. }) => self.plan_form(ctx, shape, features, false),
+                plan => plan,
+            },
+        }
+    }
+
+    /// The plan of one of the two forms.
+    fn plan_form(
+        &self,
+        ctx: &Context,
+        shape: RelativeAttentionShape,
+        features: u32,
+        transforms: bool,
+    ) -> Result<RelativeAttentionPlan> {
+        let checked = transforms && self.method == RelativeMethod::Auto;
+        if transforms {
+            check_transform_trips(&shape, features, checked, ctx.caps.loop_trips)?;
+        }
+        if !transforms || checked {
+            check_exact_trips(&shape, features, ctx.caps.loop_trips)?;
+        }
         let length = transforms.then(|| circulant_length(shape.seq));
-        let chunk = chunk(&shape, features, length, &ctx.caps)?;
+        let chunk = chunk(&shape, features, length, checked, &ctx.caps)?;
         let transforms = length
             .map(|length| -> Result<Transforms> {
                 let fft = |direction, normalization| Fft {
@@ -293,8 +315,15 @@ impl RelativeAttention {
             })
             .transpose()?;
         let home = Arc::clone(ctx.home());
-        let plan =
-            RelativeAttentionPlan { options: *self, shape, features, chunk, transforms, home };
+        let plan = RelativeAttentionPlan {
+            options: *self,
+            shape,
+            features,
+            chunk,
+            transforms,
+            checked,
+            home,
+        };
         let most = plan.parts().regions.into_iter().max().unwrap_or(0);
         if most > ctx.caps.binding_size || most / 4 > u64::from(u32::MAX) {
             return Err(too_much(most, &ctx.caps));
@@ -317,27 +346,41 @@ fn too_much(need: u64, caps: &Caps) -> Error {
 
 /// The most loop trips that an invocation makes, against what the driver makes: beyond it results
 /// would be wrong, in silence.
-fn check_trips(
+fn within_trips(what: &'static str, need: u64, limit: u64) -> Result<()> {
+    if need > limit { Err(Error::Limit { op: OP, what, need, limit }) } else { Ok(()) }
+}
+
+/// Of the exact form, on its own or for rows that are made again.
+fn check_exact_trips(shape: &RelativeAttentionShape, features: u32, limit: u64) -> Result<()> {
+    within_trips("loop trips on this driver for key_dim", shape.key_dim.into(), limit)?;
+    // for each tile: once for itself, three times for some features, four times for its values
+    let each = 5 + 3 * u64::from(features.div_ceil(DEPTH));
+    let need = u64::from(shape.seq.div_ceil(TILE)) * each;
+    within_trips("loop trips on this driver for seq and features", need, limit)
+}
+
+fn check_transform_trips(
     shape: &RelativeAttentionShape,
     features: u32,
-    transforms: bool,
+    checked: bool,
     limit: u64,
 ) -> Result<()> {
-    let (seq, features) = (u64::from(shape.seq), u64::from(features));
-    let all = |what, need: u64| match need > limit {
-        true => Err(Error::Limit { op: OP, what, need, limit }),
-        false => Ok(()),
-    };
-    all("loop trips on this driver for key_dim", shape.key_dim.into())?;
-    if transforms {
-        all("loop trips on this driver for features", features)?;
-        let sweeps = (2 * seq - 1).div_ceil(WORKGROUP_LARGEST.into());
-        all("loop trips on this driver for 2 seq - 1", sweeps + u64::from(WORKGROUP_LARGEST))
-    } else {
-        // for each tile: once for itself, three times for some features, four times for its values
-        let each = 5 + 3 * features.div_ceil(DEPTH.into());
-        all("loop trips on this driver for seq and features", seq.div_ceil(TILE.into()) * each)
+    let [seq, key_dim, values] = [shape.seq, shape.key_dim, shape.value_dim].map(u64::from);
+    let features = u64::from(features);
+    within_trips("loop trips on this driver for key_dim", key_dim, limit)?;
+    within_trips("loop trips on this driver for features", features, limit)?;
+    let sweeps = (2 * seq - 1).div_ceil(WORKGROUP_LARGEST.into());
+    let need = sweeps + u64::from(WORKGROUP_LARGEST);
+    within_trips("loop trips on this driver for 2 seq - 1", need, limit)?;
+    if checked {
+        // channels are gone over twice, and so are lines, by the lanes of a workgroup
+        let need = features + 2 * values;
+        within_trips("loop trips on this driver for features and value_dim", need, limit)?;
+        let lanes = u64::from(WORKGROUP_NORM);
+        let need = 2 * u64::from(circulant_length(shape.seq)).div_ceil(lanes) + 2 * lanes;
+        within_trips("loop trips on this driver for the length of transforms", need, limit)?;
     }
+    Ok(())
 }
 
 /// The longest sequence for which the exact form is taken though transforms would do.
@@ -347,11 +390,15 @@ fn crossover(features: u32, value_dim: u32) -> u32 {
     // tiles filled up
     let columns = m * (v + 1);
     let pair = (m.next_multiple_of(depth) + tile) * v.div_ceil(tile);
-    u32::try_from(CROSSOVER * columns / pair).unwrap_or(u32::MAX)
+    u32::try_from(CROSSOVER * columns / pair).unwrap_or(u32::MAX).max(SHORT)
 }
 
-/// Measured on llvmpipe with 8 features and 8 channels: equal at some 170 positions.
-const CROSSOVER: u64 = 110;
+/// Measured on llvmpipe with 8 features and 8 channels, equal at some 180 positions: see
+/// docs/PERFORMANCE.md.
+const CROSSOVER: u64 = 120;
+
+/// So few are not worth the dispatches of transforms.
+const SHORT: u32 = 128;
 
 /// What is transformed for one (batch, head) row: features times channels, and times 1.
 fn columns(shape: &RelativeAttentionShape, features: u32) -> u64 {
@@ -367,10 +414,11 @@ fn chunk(
     shape: &RelativeAttentionShape,
     features: u32,
     length: Option<u32>,
+    checked: bool,
     caps: &Caps,
 ) -> Result<u32> {
     let bytes = |rows| {
-        let [first, second, _] = Parts::new(shape, features, rows, length).regions;
+        let [first, second, _] = Parts::new(shape, features, rows, length, checked).regions;
         first.max(second)
     };
     // the transforms' own regions are as large again
@@ -381,8 +429,8 @@ fn chunk(
         return Err(too_much(one, caps));
     }
     let left = SCRATCH.min(limit.saturating_sub(own));
-    // a part may be rounded up by ALIGN elements, and there are up to three
-    let row = one - own + 12 * ALIGN;
+    // a part may be rounded up by ALIGN elements, and there are up to three, or six
+    let row = one - own + if checked { 24 } else { 12 } * ALIGN;
     let chunk = (left / row).clamp(1, rows(shape).max(1));
     u32::try_from(chunk).map_err(|_| too_much(u64::MAX, caps))
 }
@@ -404,7 +452,13 @@ fn circulant_length(n: u32) -> u32 {
 
 impl Parts {
     /// For so many rows (batch, head) at a time; exact without a length of circulants.
-    fn new(shape: &RelativeAttentionShape, features: u32, rows: u64, length: Option<u32>) -> Self {
+    fn new(
+        shape: &RelativeAttentionShape,
+        features: u32,
+        rows: u64,
+        length: Option<u32>,
+        checked: bool,
+    ) -> Self {
         let aligned = |n: u64| n.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX / 16);
         let heads = u64::from(shape.heads);
         let positions = u64::from(shape.seq).next_multiple_of(4);
@@ -417,6 +471,7 @@ impl Parts {
         };
         let (features_q, features_k) = (next(all), next(all));
         let (mut largest, mut circulants, mut columns_at) = (0, 0, 0);
+        let (mut norms_b, mut norms, mut bounds, mut flags) = (0, 0, 0, 0);
         let (mut spectra, mut second) = (0, 0);
         if let Some(length) = length {
             let (length, half) = (u64::from(length), u64::from(length / 2 + 1));
@@ -424,6 +479,12 @@ impl Parts {
             largest = next(aligned(heads));
             circulants = next(aligned(heads * length));
             columns_at = next(aligned(columns.saturating_mul(length)));
+            if checked {
+                norms_b = next(aligned(heads));
+                norms = next(aligned(columns));
+                bounds = next(aligned((2 * rows).saturating_mul(features.into())));
+                flags = next(aligned(rows * positions));
+            }
             spectra = aligned(2 * heads * half);
             second = spectra.saturating_add(columns.saturating_mul(2 * half));
         }
@@ -434,6 +495,10 @@ impl Parts {
             largest,
             circulants,
             columns: columns_at,
+            norms_b,
+            norms,
+            bounds,
+            flags,
             spectra,
             regions: [first.saturating_mul(4), second.saturating_mul(4), 0],
         }
@@ -451,7 +516,8 @@ impl RelativeAttentionPlan {
         self.shape
     }
 
-    /// Whether the sums go by Fourier transforms; else they are made as they are written.
+    /// Whether the sums go by Fourier transforms, with [`RelativeMethod::Auto`] before some rows are made
+    /// again; else they are made as they are written.
     pub fn by_transforms(&self) -> bool {
         self.transforms.is_some()
     }
@@ -479,7 +545,8 @@ impl RelativeAttentionPlan {
 
     fn parts(&self) -> Parts {
         let length = self.transforms.as_ref().map(|t| t.length);
-        let mut parts = Parts::new(&self.shape, self.features, self.chunk.into(), length);
+        let rows = self.chunk.into();
+        let mut parts = Parts::new(&self.shape, self.features, rows, length, self.checked);
         if let Some(t) = &self.transforms {
             let bytes = [&t.forward, &t.circulants, &t.inverse].map(FftPlan::scratch_bytes);
             parts.regions[2] = bytes.into_iter().max().unwrap_or(0);
@@ -494,37 +561,45 @@ impl RelativeAttentionPlan {
     }
 
     /// Of features and tiles; or of features, largest biases, circulants, columns, the product of
-    /// spectra, and the contraction.
+    /// spectra, and the contraction; and, where rows are checked, of norms, bounds, flags and tiles.
     fn keys(&self) -> Vec<Key> {
         let random = matches!(self.options.features, RelativeFeatures::Random(_));
         let decl = |dtype| Some(TensorDecl::new(dtype, false));
         let (element, single) = (decl(self.options.dtype), decl(DType::F32));
-        let key = |source, entry, workgroup: u32, flag: Option<(&'static str, bool)>, tensors| {
+        let key = |source, entry, workgroup: u32, flags: &[(&'static str, bool)], tensors| {
             let mut spec = Vec::new();
             if workgroup > 0 {
                 spec.push(("WORKGROUP", format!("{workgroup}u")));
             }
-            spec.extend(flag.map(|(name, value)| (name, value.to_string())));
+            spec.extend(flags.iter().map(|(name, value)| (*name, value.to_string())));
             Key { source, entry, spec, tensors }
         };
         let w = if random { single } else { None };
-        let causal = Some(("CAUSAL", self.options.causal));
+        let causal = ("CAUSAL", self.options.causal);
         let features = vec![("rows", element), ("w", w)];
-        let mut keys =
-            vec![key(FEATURES, "features", WORKGROUP, Some(("RANDOM", random)), features)];
+        let mut keys = vec![key(FEATURES, "features", WORKGROUP, &[("RANDOM", random)], features)];
         if self.transforms.is_some() {
             let b = vec![("b", single)];
+            let checked = [("CHECKED", self.checked)];
             keys.extend([
-                key(LARGEST, "largest", WORKGROUP_LARGEST, causal, b.clone()),
-                key(CIRCULANT, "circulant", WORKGROUP, causal, b),
-                key(EXPAND, "expand", WORKGROUP, None, vec![("rows", element)]),
-                key(MULTIPLY, "multiply", WORKGROUP, None, vec![]),
-                key(CONTRACT, "contract", WORKGROUP, None, vec![("o", element)]),
+                key(LARGEST, "largest", WORKGROUP_LARGEST, &[causal], b.clone()),
+                key(CIRCULANT, "circulant", WORKGROUP, &[causal], b),
+                key(EXPAND, "expand", WORKGROUP, &[], vec![("rows", element)]),
+                key(MULTIPLY, "multiply", WORKGROUP, &[], vec![]),
+                key(CONTRACT, "contract", WORKGROUP, &checked, vec![("o", element)]),
             ]);
-        } else {
+        }
+        if self.checked {
+            keys.extend([
+                key(NORM, "norm", WORKGROUP_NORM, &[], vec![]),
+                key(BOUNDS, "bounds", WORKGROUP, &[], vec![]),
+                key(JUDGE, "judge", WORKGROUP, &[], vec![]),
+            ]);
+        }
+        if self.transforms.is_none() || self.checked {
             // its tiles make its workgroup
             let tensors = vec![("rows", element), ("b", single), ("o", element)];
-            keys.push(key(EXACT, "exact", 0, causal, tensors));
+            keys.push(key(EXACT, "exact", 0, &[causal, ("REPAIR", self.checked)], tensors));
         }
         keys
     }
@@ -613,6 +688,12 @@ impl RelativeAttentionPlan {
             let params = Params { count, start_in, start_out: small(parts.circulants), ..common };
             run(ctx, pass, circulant, params, &resources, groups(count))?;
             let input = line(0, parts.circulants, [s.heads, t.length, 1]);
+            if let (true, [.., norm, _, _, _]) = (self.checked, &keys[..]) {
+                let (count, start_in) = (s.heads, small(parts.circulants));
+                let start_out = small(parts.norms_b);
+                let params = Params { count, seq: t.length, start_in, start_out, ..common };
+                run(ctx, pass, norm, params, &[region(0)], s.heads.into())?;
+            }
             let output = line(1, 0, [s.heads, t.length / 2 + 1, 2]);
             t.circulants.encode_within(ctx, pass, input, output, starts[2])?;
         }
@@ -630,36 +711,52 @@ impl RelativeAttentionPlan {
                 let resources: Vec<_> = resources.into_iter().flatten().collect();
                 run(ctx, pass, &keys[0], params, &resources, groups(count))?;
             }
-            match (&self.transforms, &keys[..]) {
-                (Some(t), [.., expand, multiply, contract]) => {
-                    let columns = small(u64::from(self.chunk) * columns(s, self.features));
-                    let in_space = line(0, parts.columns, [columns, t.length, 1]);
-                    let in_frequency = line(1, parts.spectra, [columns, t.length / 2 + 1, 2]);
-                    let count = columns * t.length;
-                    let start_out = small(parts.columns);
-                    let params = Params { x: place_v, count, start_out, ..common };
-                    let resources = [region(0), v.resource.clone()];
-                    run(ctx, pass, expand, params, &resources, groups(count))?;
-                    t.forward.encode_within(ctx, pass, in_space, in_frequency, starts[2])?;
-                    let count = columns * (t.length / 2 + 1);
-                    // in pairs
-                    let start_out = small(parts.spectra / 2);
-                    let params = Params { count, start_in: 0, start_out, ..common };
-                    run(ctx, pass, multiply, params, &[region(1)], groups(count))?;
-                    t.inverse.encode_within(ctx, pass, in_frequency, in_space, starts[2])?;
-                    let count = self.chunk * s.seq * s.value_dim;
-                    let start_in = small(parts.columns);
-                    let params = Params { x: place_o, count, start_in, ..common };
-                    let resources = [region(0), o.resource.clone()];
-                    run(ctx, pass, contract, params, &resources, groups(count))?;
+            if let (Some(t), [_, _, _, expand, multiply, contract, ..]) =
+                (&self.transforms, &keys[..])
+            {
+                let columns = small(u64::from(self.chunk) * columns(s, self.features));
+                let in_space = line(0, parts.columns, [columns, t.length, 1]);
+                let in_frequency = line(1, parts.spectra, [columns, t.length / 2 + 1, 2]);
+                let count = columns * t.length;
+                let start_out = small(parts.columns);
+                let params = Params { x: place_v, count, start_out, ..common };
+                let resources = [region(0), v.resource.clone()];
+                run(ctx, pass, expand, params, &resources, groups(count))?;
+                if let (true, [.., norm, bounds, _, _]) = (self.checked, &keys[..]) {
+                    let (start_in, start_out) = (small(parts.columns), small(parts.norms));
+                    let params = Params { count: columns, start_in, start_out, ..common };
+                    run(ctx, pass, norm, params, &[region(0)], columns.into())?;
+                    let count = self.chunk * self.features;
+                    let (start_q, start_in) = (small(parts.norms_b), small(parts.norms));
+                    let start_out = small(parts.bounds);
+                    let params = Params { count, start_q, start_in, start_out, ..common };
+                    run(ctx, pass, bounds, params, &[region(0)], groups(count))?;
                 }
-                (_, keys) => {
-                    let params =
-                        Params { x: place_v, w: place_o, count: small(self.units()), ..common };
-                    let resources =
-                        [region(0), v.resource.clone(), b.resource.clone(), o.resource.clone()];
-                    run(ctx, pass, &keys[1], params, &resources, self.units())?;
+                t.forward.encode_within(ctx, pass, in_space, in_frequency, starts[2])?;
+                let count = columns * (t.length / 2 + 1);
+                // in pairs
+                let start_out = small(parts.spectra / 2);
+                let params = Params { count, start_in: 0, start_out, ..common };
+                run(ctx, pass, multiply, params, &[region(1)], groups(count))?;
+                t.inverse.encode_within(ctx, pass, in_frequency, in_space, starts[2])?;
+                let count = self.chunk * s.seq * s.value_dim;
+                let start_in = small(parts.columns);
+                let params = Params { x: place_o, count, start_in, ..common };
+                let resources = [region(0), o.resource.clone()];
+                run(ctx, pass, contract, params, &resources, groups(count))?;
+                if let (true, [.., judge, _]) = (self.checked, &keys[..]) {
+                    let count = self.chunk * common.positions;
+                    let (w, start_out) = ([0, 0, 0, small(parts.bounds)], small(parts.flags));
+                    let params = Params { w, count, start_in, start_out, ..common };
+                    run(ctx, pass, judge, params, &[region(0)], groups(count))?;
                 }
+            }
+            if let (true, [.., exact]) = (self.transforms.is_none() || self.checked, &keys[..]) {
+                let (count, start_out) = (small(self.units()), small(parts.flags));
+                let params = Params { x: place_v, w: place_o, count, start_out, ..common };
+                let resources =
+                    [region(0), v.resource.clone(), b.resource.clone(), o.resource.clone()];
+                run(ctx, pass, exact, params, &resources, self.units())?;
             }
             done += u64::from(self.chunk);
         }
@@ -748,9 +845,12 @@ mod tests {
     use super::*;
     use crate::test_support::reflect;
 
+    const KERNELS: [Source; 10] =
+        [FEATURES, EXACT, LARGEST, CIRCULANT, EXPAND, MULTIPLY, CONTRACT, NORM, BOUNDS, JUDGE];
+
     #[test]
     fn params_match_the_kernels() {
-        for kernel in [FEATURES, EXACT, LARGEST, CIRCULANT, EXPAND, MULTIPLY, CONTRACT] {
+        for kernel in KERNELS {
             let lib = include_str!("../../shaders/lib/index.wgsl");
             let module = naga::front::wgsl::parse_str(&format!("{}\n{lib}", kernel.text)).unwrap();
             let got = reflect::struct_layout(&module, "Params");

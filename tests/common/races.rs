@@ -804,6 +804,15 @@ impl<'a> Run<'a> {
                 self.epoch += 1;
                 let pointer = self.value(frame, *pointer)?;
                 let value = self.load(frame, &pointer, &mask, self.line(span))?;
+                // what all agree on: followed where it is a word that is not 0, since kernels leave
+                // early where one is
+                let word = match frame.function.expressions[*result] {
+                    Expression::WorkGroupUniformLoadResult { ty } => {
+                        self.module.types[ty].inner.scalar_kind() == Some(ScalarKind::Uint)
+                    }
+                    _ => false,
+                };
+                let value = if word { Lanes::Same(Value::U32(1)) } else { value };
                 frame.values[result.index()] = Some(value);
                 self.epoch += 1;
             }
