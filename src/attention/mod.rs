@@ -176,15 +176,15 @@ pub enum Split {
 /// Keys of one part of [`Split::Auto`].
 pub const SPLIT_KEYS: u32 = 256;
 
-/// How the work is cut. [`Attention::plan`] chooses unless told.
+/// How the work is cut where invocations own whole rows ([`Schedule::Rows`]), or, while decoding on a CPU,
+/// share the channels of a few ([`Schedule::Decode`]). [`Attention::plan`] chooses unless told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
     /// Invocations in a workgroup.
     pub workgroup: u32,
     /// Query rows that one invocation owns; a workgroup owns `workgroup * queries` rows. A row is
-    /// a query of one of the heads that share a key head. Where a CPU decodes, with at most four rows
-    /// and head sizes that are multiples of eight, the invocations of a workgroup share channels and
-    /// own `queries` rows together; tiles that are given choose the other kernel.
+    /// a query of one of the heads that share a key head. While decoding, the invocations of a
+    /// workgroup own `queries` rows together.
     pub queries: u32,
     /// Keys that pass together: between two corrections of the running maximum, where there are such.
     pub block_k: u32,
@@ -280,7 +280,7 @@ pub struct Attention {
     pub dtype: DType,
     /// Tiled, or the plain baseline.
     pub algorithm: Algorithm,
-    /// How to cut the work, instead of the planner's choice.
+    /// How to cut the work, by [`Schedule::Rows`], instead of the planner's choice.
     pub tiles: Option<Tiles>,
 }
 

@@ -3,7 +3,11 @@
 use super::{AttentionShape, Tiles};
 use crate::Caps;
 
-/// The kernel that a plan takes, and its tiles.
+/// The kernel that a plan takes, and its tiles: [`AttentionPlan::schedule`](super::AttentionPlan::schedule).
+///
+/// A CPU gets [`Rows`](Self::Rows), and [`Decode`](Self::Decode) for at most four rows that share a key
+/// head, with head sizes that are multiples of eight and keys shared out. A GPU gets
+/// [`Tiled`](Self::Tiled) for everything but a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Schedule {
     /// An invocation owns whole rows, keys are handed round by broadcasts or workgroup memory: for CPU

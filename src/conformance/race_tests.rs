@@ -65,7 +65,8 @@ fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
                 // long texts that differ in options alone touch workgroup memory alike
                 let long = launch.wgsl.len() > 40_000;
                 let alike = |wgsl: &&String| {
-                    let cut = |text: &str| text.split("const TX: ").nth(1).map(|t| t[..900].to_owned());
+                    let cut =
+                        |text: &str| text.split("const TX: ").nth(1).map(|t| t[..900].to_owned());
                     long && cut(wgsl).is_some_and(|own| Some(own) == cut(&launch.wgsl))
                 };
                 if launch.wgsl.contains("var<workgroup>")
