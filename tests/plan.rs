@@ -236,21 +236,32 @@ fn every_attention_variant_compiles_and_encodes() {
     }
 }
 
+/// Bytes of workgroup memory and invocations of a text's kernel, as naga lays them out.
+fn footprint(wgsl: &str) -> (u32, u32) {
+    let module = naga::front::wgsl::parse_str(wgsl).unwrap();
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+    let shared = |v: &naga::GlobalVariable| v.space == naga::AddressSpace::WorkGroup;
+    let variables = module.global_variables.iter().map(|(_, variable)| variable);
+    let bytes = variables.filter(|v| shared(v)).map(|v| layouter[v.ty].size).sum();
+    (bytes, module.entry_points[0].workgroup_size.iter().product())
+}
+
 /// Workgroup memory stays within what every device has.
 #[test]
 fn portable_kernels_fit_sixteen_kibibytes() {
-    let caps = Caps::minimum();
-    for d in 1..=MAX_HEAD_DIM {
-        let s = AttentionShape::self_attention(1, 100, 1, d);
-        let plan = Attention::default().design(&caps, s).unwrap();
-        let wgsl = plan.wgsl().remove(0);
-        let value = |name: &str| {
-            let head = format!("const {name}: u32 = ");
-            let line = wgsl.lines().find_map(|l| l.strip_prefix(&head)).unwrap();
-            line.split('u').next().unwrap().parse::<u32>().unwrap()
-        };
-        assert!(value("TILE_K") * (value("D4") + value("DV4")) * 16 <= 16_384, "head_dim {d}");
-        assert!(value("WORKGROUP") <= 256);
+    let sizes = (1..=MAX_HEAD_DIM).step_by(37).chain([64, 65, 128, 129, 256, 257, MAX_HEAD_DIM]);
+    for d in sizes {
+        for class in [DeviceClass::Cpu, DeviceClass::Gpu] {
+            let caps = Caps::minimum().with_class(class);
+            let s = AttentionShape::self_attention(1, 100, 1, d);
+            let plan = Attention::default().design(&caps, s).unwrap();
+            let (bytes, workgroup) = footprint(&plan.wgsl()[0]);
+            assert!(bytes <= 16_384 && workgroup <= 256, "head_dim {d}, {class}: {bytes} bytes");
+            if let Schedule::Tiled(tiles) = plan.schedule() {
+                assert_eq!((tiles.bytes(d), tiles.workgroup()), (bytes, workgroup), "{d}");
+            }
+        }
     }
 }
 
@@ -744,8 +755,13 @@ fn a_tuning_table_changes_the_plan_and_never_makes_it_illegal() {
     use tilewise::linear_attention::{LinearAttention, LinearAttentionShape};
     use tilewise::neighborhood::{NeighborhoodAttention, NeighborhoodShape, NeighborhoodTiles};
 
-    let ctx = noop();
+    // what a GPU gets no table changes
+    let ctx = noop().with_class(DeviceClass::Cpu);
     let caps = &ctx.caps;
+    let rows = |plan: &AttentionPlan| match plan.schedule() {
+        Schedule::Rows(tiles) => tiles,
+        other => panic!("{other:?}"),
+    };
     let foreign = Tuned::LinearAttention { chunk_size: 4 };
 
     let shape = AttentionShape::self_attention(1, 100, 2, 32);
@@ -753,7 +769,9 @@ fn a_tuning_table_changes_the_plan_and_never_makes_it_illegal() {
     let key = op.tuning_key(caps, &shape);
     let own = op.plan(&ctx, shape).unwrap();
     let all = op.candidates(caps, &shape);
-    assert_eq!(all[0], own.tiles());
+    assert_eq!(all[0], rows(&own));
+    let gpu = caps.with_class(DeviceClass::Gpu);
+    assert_eq!(op.candidates(&gpu, &shape).len(), 1);
     let other = *all.last().unwrap();
     let entry = |t: Tiles| Tuned::Attention {
         workgroup: t.workgroup,
@@ -761,12 +779,12 @@ fn a_tuning_table_changes_the_plan_and_never_makes_it_illegal() {
         block_k: t.block_k,
     };
     let plan = op.plan(&tuned(&ctx, key.clone(), entry(other)), shape).unwrap();
-    assert_eq!(plan.tiles(), other);
+    assert_eq!(rows(&plan), other);
     assert_ne!(plan.wgsl(), own.wgsl());
     // tiles that the caller names count more than a table's
     let named = Attention { tiles: Some(all[0]), ..op };
     let plan = named.plan(&tuned(&ctx, key.clone(), entry(other)), shape).unwrap();
-    assert_eq!(plan.tiles(), all[0]);
+    assert_eq!(rows(&plan), all[0]);
     // too large, not whole subgroups, nothing at all, of another operator
     let bad = [
         Tiles { workgroup: 1 << 20, ..other },
@@ -780,7 +798,7 @@ fn a_tuning_table_changes_the_plan_and_never_makes_it_illegal() {
     }
     // keys of other problems are not looked at; the batch and the number of keys are in none
     let plan = op.plan(&tuned(&ctx, "attention".into(), entry(other)), shape).unwrap();
-    assert_eq!(plan.tiles(), own.tiles());
+    assert_eq!(rows(&plan), rows(&own));
     let longer = AttentionShape { batch: 3, seq_k: 5000, ..shape };
     assert_eq!(op.tuning_key(caps, &longer), key);
     let causal = Attention { mask: Mask::Causal(CausalAlignment::BottomRight), ..op };
@@ -860,8 +878,9 @@ fn decoding_for_a_slow_compiler() {
                 };
                 let plan =
                     Attention::default().design(&Caps { tier, ..caps.clone() }, shape).unwrap();
-                let tiles = plan.tiles();
-                assert!(plan.label().contains("decode:decode"));
+                let Schedule::Decode(tiles) = plan.schedule() else {
+                    panic!("{:?}", plan.schedule())
+                };
                 assert!(
                     tiles.queries * tiles.block_k <= 8,
                     "{tier}, {head_dim}, {heads}: {tiles:?}"

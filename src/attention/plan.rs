@@ -96,7 +96,8 @@ impl Attention {
     /// [`Attention::design`], with the tiles that the context's table has for it.
     fn design_tuned(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
         let caps = &ctx.caps;
-        let tunable = self.tunable() && !self.decodes(caps, &shape);
+        let rows = !self.decodes(caps, &shape) && self.register_tiles(caps, &shape).is_none();
+        let tunable = self.tunable() && rows;
         let tuned = tunable.then(|| ctx.tuning()).flatten().and_then(|table| {
             let entry = table.entries.get(&self.tuning_key(caps, &shape))?;
             let &Tuned::Attention { workgroup, queries, block_k } = entry else {
@@ -140,7 +141,8 @@ impl Attention {
     }
 
     /// Tiles worth measuring: those of [`Attention::supported_tiles`] that fit the options and
-    /// that the driver compiles in good time, the planner's choice first.
+    /// that the driver compiles in good time, the planner's choice first. Alone where the planner takes
+    /// another schedule than [`Schedule::Rows`], whose tiles no table changes.
     pub fn candidates(&self, caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
         let chunks = shape.head_dim.div_ceil(4) + shape.head_dim_v.div_ceil(4);
         let unrolled = |t: &Tiles| chunks.saturating_mul(t.queries).saturating_mul(t.block_k);
@@ -148,6 +150,9 @@ impl Attention {
             return vec![self.decode_tiles(caps, shape)];
         }
         let own = self.fit(caps, shape, select_tiles(caps, shape, self.texels(caps, shape)));
+        if self.register_tiles(caps, shape).is_some() {
+            return vec![own];
+        }
         let most = caps.unrolled.max(unrolled(&own));
         let mut all = vec![own];
         let block = |t: &Tiles| self.most_block(shape).is_none_or(|most| t.block_k <= most);
