@@ -295,7 +295,7 @@ fn main() {
         peak * 1e-9,
         copy * 1e-9
     );
-    let criterion = Criterion::default().without_plots();
+    let criterion = Criterion::default().without_plots().configure_from_args();
     let mut bench = Bench { ctx, criterion, peak, copy, quick };
 
     let lightning = |heads: u32| LinearAttention {
