@@ -314,7 +314,7 @@ fn a_bench_writes_its_texts_and_wants_a_table_for_a_gain() {
 }
 
 /// The texts in a folder, sorted, without their list.
-fn texts_in(dir: &std::path::Path) -> Vec<String> {
+fn texts_in(dir: &Path) -> Vec<String> {
     let mut texts: Vec<String> = std::fs::read_dir(dir)
         .expect("a folder")
         .map(|e| e.expect("an entry").path())
