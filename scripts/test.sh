@@ -89,6 +89,12 @@ if step build cargo test --locked --all-features --no-run; then
     step 'texts of the benches' env -u VK_ADD_DRIVER_FILES \
         "$tilewise" bench all --tuning off --dump-wgsl "$logs/wgsl"
     step 'texts through a browser' scripts/tint.sh "$logs/wgsl"
+    step 'texts through GPU compilers' scripts/gpu-compile.sh --quick
+    gpu_compile=(--manifest-path tools/gpu-compile/Cargo.toml)
+    step 'its program, format' cargo fmt "${gpu_compile[@]}" --check
+    gpu_compile+=(--locked --target-dir "${CARGO_TARGET_DIR:-target}/gpu-compile")
+    step 'its program, lints' cargo clippy "${gpu_compile[@]}" --all-targets -- -D warnings
+    step 'its program, tests' cargo test "${gpu_compile[@]}"
     # on the machine's own choice of adapter
     step demo env -u VK_ADD_DRIVER_FILES "$tilewise" demo --out "$logs/demo"
     if compgen -G 'benches/*.rs' >/dev/null; then

@@ -302,11 +302,17 @@ impl Context {
     /// look at, or to try on another compiler; also of those that were forgotten. Without those that
     /// read 64-bit words, which WGSL does not know and no browser is given ([`Caps::wide_loads`]).
     pub fn compiled_wgsl(&self) -> Vec<String> {
+        self.compiled_texts().into_iter().map(|(_, text)| text).collect()
+    }
+
+    /// [`Context::compiled_wgsl`], each text with the label of its kernel before it: file, entry point
+    /// and constants.
+    pub fn compiled_texts(&self) -> Vec<(String, String)> {
         let mut keys: Vec<Key> = lock(&self.shared.kernels).compiled.iter().cloned().collect();
         keys.retain(Key::is_portable);
-        let mut texts: Vec<String> = keys.iter().map(Key::browser_wgsl).collect();
-        texts.sort_unstable();
-        texts.dedup();
+        let mut texts: Vec<_> = keys.iter().map(|k| (k.label(), k.browser_wgsl())).collect();
+        texts.sort_unstable_by(|a, b| (&a.1, &a.0).cmp(&(&b.1, &b.0)));
+        texts.dedup_by(|a, b| a.1 == b.1);
         texts
     }
 

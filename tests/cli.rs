@@ -303,10 +303,7 @@ fn a_bench_writes_its_texts_and_wants_a_table_for_a_gain() {
     let said = text(&output.stdout);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(said.contains("the texts of 2 cases") && !said.contains("Gflop/s"), "{said}");
-    let files: Vec<_> = std::fs::read_dir(&dir)
-        .expect("a folder")
-        .map(|e| std::fs::read_to_string(e.expect("an entry").path()).expect("a text"))
-        .collect();
+    let files = texts_in(&dir);
     // the number of products is no part of a text
     assert_eq!(files.len(), 1, "{}", files.len());
     assert!(files[0].contains("@compute"), "{}", files[0]);
@@ -314,6 +311,18 @@ fn a_bench_writes_its_texts_and_wants_a_table_for_a_gain() {
     assert!(said.contains("--gain: there is no tuning table"), "{said}");
     let said = refused(&["bench", "gaunt", "--dump-wgsl", place, "--gain"]);
     assert!(said.contains("cannot be used with"), "{said}");
+}
+
+/// The texts in a folder, sorted, without their list.
+fn texts_in(dir: &Path) -> Vec<String> {
+    let mut texts: Vec<String> = std::fs::read_dir(dir)
+        .expect("a folder")
+        .map(|e| e.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "wgsl"))
+        .map(|path| std::fs::read_to_string(path).expect("a text"))
+        .collect();
+    texts.sort_unstable();
+    texts
 }
 
 /// A card's texts need no card: they are cut by its limits, not by those of this machine.
@@ -332,12 +341,9 @@ fn texts_are_written_for_cards_that_are_not_here() {
             let output = tilewise(&[command, &dump].concat());
             assert!(output.status.success(), "{}", text(&output.stderr));
         }
-        let mut texts: Vec<String> = std::fs::read_dir(&dir)
-            .expect("a folder")
-            .map(|e| std::fs::read_to_string(e.expect("an entry").path()).expect("a text"))
-            .collect();
-        texts.sort_unstable();
-        texts
+        let list = std::fs::read_to_string(dir.join("index.json")).expect("a list");
+        assert!(list.contains("attention/flash:") && list.contains(",seq=64,"), "{list}");
+        texts_in(&dir)
     };
     let [ada, browser] = ["ada", "browser"].map(texts_of);
     assert_eq!((ada.len(), browser.len()), (2, 2));

@@ -1,8 +1,8 @@
 //! `tilewise conformance`: runs golden cases and judges the results.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,7 +11,7 @@ use tilewise::conformance::{self, Case, Stop, Verdict, case_files};
 use tilewise::{Card, Context, DType, Tier};
 
 use crate::expected::{self, Known};
-use crate::{Failure, adapter, adapter::Target, report};
+use crate::{Failure, adapter, adapter::Target, report, texts::Texts};
 
 /// Run golden cases and judge the results.
 ///
@@ -130,19 +130,16 @@ pub(crate) fn run(args: &Args, target: Target<'_>) -> Result<bool, Failure> {
     let mut tally = Tally::default();
     let known = expected::read(args.expected_failures.as_deref())?;
     let cases = read_cases(args, &mut tally)?;
-    let contexts = match args.card {
-        Some(card) => vec![adapter::imitated(card)?],
-        None => open(target)?,
-    };
+    if let Some(card) = args.card {
+        return texts(card, args, &cases);
+    }
+    let contexts = open(target)?;
     if contexts.is_empty() {
         println!("{}", adapter::NO_ADAPTER);
         if !adapter::none_allowed() {
             return Err("no case can run".into());
         }
         tally.skipped.insert("no adapter on this machine".into(), cases.len());
-    }
-    if let (Some(card), [ctx]) = (args.card, &contexts[..]) {
-        return texts(card, ctx, args, &cases);
     }
     // drawn on stderr, and only if that is a terminal
     let bar = ProgressBar::new((cases.len() * contexts.len()) as u64).with_style(
@@ -281,20 +278,26 @@ fn open(target: Target<'_>) -> Result<Vec<Context>, Failure> {
 const KERNELS: usize = 32;
 
 /// Writes the texts that a card would get for the cases, whose results are of no device.
-fn texts(card: &Card, ctx: &Context, args: &Args, cases: &[Case]) -> Result<bool, Failure> {
-    let ctx = args.tier.map_or_else(|| Ok(ctx.clone()), |tier| ctx.with_tier(tier))?;
+fn texts(card: &Card, args: &Args, cases: &[Case]) -> Result<bool, Failure> {
+    let dir = args.dump_wgsl.as_deref().ok_or("--as needs --dump-wgsl")?;
+    let mut texts = Texts::open(dir)?;
     let mut failed = 0;
     for case in cases {
+        // a device for each: what it compiled is of this case
+        let ctx = adapter::imitated(card)?;
+        let ctx = args.tier.map_or_else(|| Ok(ctx.clone()), |tier| ctx.with_tier(tier))?;
         if let Err(Stop::Failed(why)) = conformance::run(&ctx, case, args.dtype) {
             println!("FAIL {}: {why}", case.name);
             failed += 1;
         }
+        texts.add(&ctx, Some(&case.name))?;
     }
-    let dir = args.dump_wgsl.as_deref().ok_or("--as needs --dump-wgsl")?;
-    dump(dir, &ctx)?;
-    println!("{}: {} texts in {}", card.title, ctx.compiled_wgsl().len(), dir.display());
+    println!("{}: {} texts in {}", card.title, texts.finish()?, dir.display());
     Ok(failed == 0)
 }
+
+/// Held while texts are written.
+static DUMPING: Mutex<()> = Mutex::new(());
 
 /// Runs the cases on one adapter of those that are wanted.
 fn run_on(
@@ -396,21 +399,13 @@ fn run_on(
         bar.inc(1);
     }
     if let Some(dir) = &args.dump_wgsl {
-        dump(dir, &ctx)?;
+        // adapters run beside each other, and share the folder
+        let _one = DUMPING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut texts = Texts::open(dir)?;
+        texts.add(&ctx, None)?;
+        texts.finish()?;
     }
     Ok(tally)
-}
-
-/// Writes the texts of a device's kernels; those that another run wrote are written over by the same.
-pub(crate) fn dump(dir: &Path, ctx: &Context) -> Result<(), Failure> {
-    std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    for text in ctx.compiled_wgsl() {
-        let mut hasher = DefaultHasher::new();
-        text.hash(&mut hasher);
-        let path = dir.join(format!("{:016x}.wgsl", hasher.finish()));
-        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
-    }
-    Ok(())
 }
 
 /// An adapter's description as a folder name.

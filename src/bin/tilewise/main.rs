@@ -8,6 +8,7 @@ mod devices;
 mod expected;
 mod report;
 mod simulate;
+mod texts;
 mod tune;
 mod tuning;
 

@@ -20,7 +20,7 @@ use tilewise::{
     wgpu,
 };
 
-use crate::{Failure, adapter, adapter::Target, tuning};
+use crate::{Failure, adapter, adapter::Target, texts::Texts, tuning};
 use problem::{Case, OPS, Op, Ready, seconds, tolerance};
 use report::{Ceilings, Device, Report, Row, SCHEMA};
 
@@ -154,10 +154,20 @@ pub(crate) fn run(args: &Args, target: Target<'_>, table: Option<&str>) -> Resul
         return Err("--gain: there is no tuning table of this adapter; see tilewise tune".into());
     }
     if let Some(dir) = &args.dump_wgsl {
+        let mut texts = Texts::open(dir)?;
         for case in &cases {
-            record(&ctx, case, args.dtype)?;
+            // a card costs nothing to open again: what it compiled is of this case
+            if let Some(card) = args.card {
+                let ctx = adapter::imitated(card)?;
+                let ctx = args.tier.map_or_else(|| Ok(ctx.clone()), |tier| ctx.with_tier(tier))?;
+                record(&ctx, case, args.dtype)?;
+                texts.add(&ctx, Some(&format!("{} {}", case.op.name(), case.shape)))?;
+            } else {
+                record(&ctx, case, args.dtype)?;
+            }
         }
-        crate::conformance::dump(dir, &ctx)?;
+        texts.add(&ctx, None)?;
+        texts.finish()?;
         println!("the texts of {} cases are in {}", cases.len(), dir.display());
         return Ok(true);
     }
