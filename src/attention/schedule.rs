@@ -90,13 +90,13 @@ impl RegisterTiles {
         })
     }
 
-    /// No more rows than there are, though whole subgroups. Sums are made in the same order: a row's bits
-    /// do not depend on it.
+    /// No more rows than there are, though lanes enough to stage keys. Sums are made in the same order: a
+    /// row's bits do not depend on it.
     fn with_rows(self, rows: u64) -> Self {
         let mut tiles = self;
         let half = |t: &Self| Self { lanes_q: t.lanes_q / 2, ..*t };
         let able = |t: &Self| {
-            t.lanes_q >= 1 && t.lanes_q.is_multiple_of(t.keys / 4) && t.workgroup() >= 32
+            t.lanes_q >= 1 && t.lanes_q.is_multiple_of(t.keys / 4) && t.workgroup() >= 128
         };
         while u64::from(tiles.tile_q()) / 2 >= rows && able(&half(&tiles)) {
             tiles = half(&tiles);
