@@ -193,7 +193,8 @@ mod tests {
                             assert!(t.lanes_q.is_multiple_of(t.keys / 4));
                             assert!(t.depth.is_multiple_of(4 * t.fold(dim)));
                             assert!(t.lanes_k.is_multiple_of(4) && t.part.is_multiple_of(4));
-                            assert!(t.part % t.lanes_k == 0 || t.lanes_k % t.part == 0);
+                            let whole = |a: u32, b: u32| a.is_multiple_of(b);
+                            assert!(whole(t.part, t.lanes_k) || whole(t.lanes_k, t.part));
                             assert!(t.tile_k().is_multiple_of(t.part));
                             assert!(width * t.lanes_k * 4 >= dim);
                         }
