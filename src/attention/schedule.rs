@@ -1,6 +1,6 @@
 //! Which kernel, and how the work is cut: one pure function of the device and the problem.
 
-use super::{AttentionShape, Tiles};
+use super::{AttentionShape, MAX_HEAD_DIM, Tiles};
 use crate::Caps;
 
 /// The kernel that a plan takes, and its tiles: [`AttentionPlan::schedule`](super::AttentionPlan::schedule).
@@ -67,6 +67,11 @@ impl RegisterTiles {
     /// The tiles for a problem on a GPU; `None` if none fit the device.
     pub(super) fn choose(caps: &Caps, shape: &AttentionShape) -> Option<Self> {
         use Registers::{Few, Many, ManyUnrolled};
+        let dims = [shape.head_dim, shape.head_dim_v];
+        // asked before a problem is checked, too
+        if dims.iter().any(|dim| !(1..=MAX_HEAD_DIM).contains(dim)) {
+            return None;
+        }
         let t = Self::new;
         // the first that fits; wide outputs are shared by more lanes
         let list = match (Registers::of(caps), shape.head_dim_v) {
@@ -182,7 +187,7 @@ mod tests {
             for memory in [16 << 10, caps.workgroup_storage] {
                 for invocations in [256, caps.invocations] {
                     let caps = Caps { workgroup_storage: memory, invocations, ..caps.clone() };
-                    for dim in 1..=super::super::MAX_HEAD_DIM {
+                    for dim in 1..=MAX_HEAD_DIM {
                         for seq in [1, 7, 40, 5000] {
                             let shape = AttentionShape::self_attention(1, seq, 1, dim);
                             let t = RegisterTiles::choose(&caps, &shape);
