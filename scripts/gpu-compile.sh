@@ -11,7 +11,8 @@
 #   --op OP           only kernels of attention, linear, neighborhood, gaunt, fft or relative
 #   --json FILE       every figure
 #   --markdown FILE   the tables of docs/GPUS.md, between the markers of that file
-#   --quick           rdna3, ada and dg2, kernels of the benches: two to three minutes on two slow cores
+#   --quick           rdna3, ada and dg2, kernels of the benches: two to three minutes on two slow cores;
+#                     everything takes some twenty-five
 #   --assembly DIR    what the compilers wrote
 #
 #   TILEWISE_GPU_COMPILERS=DIR        where the drivers are unpacked, some 370 MB [default: tilewise/compilers
