@@ -101,15 +101,18 @@ fn decay_apply(s: vec4<f32>, parts: vec2<f32>, more: vec4<f32>, zero: u32) -> ve
     return fma(vec4<f32>(parts.x), s, bitcast<vec4<f32>>(change));
 }
 
-// What to add to a decay `s + part s` so that rounding errs to neither side in the long run: up to half
-// of the last place of s, by chance (by bits of s), where there is a decay. Rounded to nearest, a state
-// that changes by nearly the same in each of many calls would err by nearly the same each time.
-fn decay_chance(s: vec4<f32>, part: f32) -> vec4<f32> {
-    let bits = bitcast<vec4<u32>>(s);
-    let chance = vec4<f32>((bits * vec4<u32>(2654435761u)) >> vec4<u32>(8u)) - vec4<f32>(8388607.5);
-    // 2^-47 of the power of two below |s|: its last place, over 2^24
-    let unit = bitcast<vec4<f32>>(bits & vec4<u32>(0x7f800000u)) * 7.105427357601002e-15;
-    return select(chance * unit, vec4<f32>(0.0), part == 0.0);
+// What is left of a decay at the end of a call, for numbers `s`: not rounded to nearest, but up or down by
+// chance, in proportion. A state that changes by nearly the same in each of many calls would else err
+// to the same side each time. `chance` is of `decay_chance`.
+fn decay_rest(s: vec4<f32>, parts: vec2<f32>, chance: f32, zero: u32) -> vec4<f32> {
+    // half of a last place of s, at most
+    let unit = bitcast<vec4<f32>>(bitcast<vec4<u32>>(s) & vec4<u32>(0x7f800000u));
+    return decay_apply(s, parts, unit * select(chance, 0.0, parts.y == 0.0), zero);
+}
+
+// A number from -2^-24 to 2^-24 that follows from bits of a state.
+fn decay_chance(bits: u32) -> f32 {
+    return (f32((bits * 2654435761u) >> 8u) - 8388607.5) * 7.105427357601002e-15;
 }
 
 // Walking along tokens, a state is kept apart from what it has yet to fade by: it is worth

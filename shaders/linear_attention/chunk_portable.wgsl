@@ -541,6 +541,7 @@ fn chunk_portable(
     }
 
     // what the state still waits for is due
+    var bits = 0u;
     if WRITES && DECAY != 0u && (STORES || TOTALS) {
         workgroupBarrier();
         for (var c = local; c < KP && DECAY == 3u; c += WORKGROUP) {
@@ -558,10 +559,10 @@ fn chunk_portable(
         }
         workgroupBarrier();
         // @unroll R RK
-        {
-            let parts = decay_late(fade[first_row + R]);
-            s[R] = decay_apply(s[R], parts, decay_chance(s[R], parts.y), params.zero);
-        }
+        bits ^= bitcast<u32>(s[R].x);
+        // @end
+        // @unroll R RK
+        s[R] = decay_rest(s[R], decay_late(fade[first_row + R]), decay_chance(bits), params.zero);
         // @end
     }
     if STORES {
@@ -575,9 +576,7 @@ fn chunk_portable(
             for (var c = local; c < FEATURES; c += WORKGROUP) {
                 var sum = sum_k[c % Z];
                 if WRITES && DECAY != 0u {
-                    let parts = decay_late(fade[c]);
-                    let more = decay_chance(vec4<f32>(sum), parts.y);
-                    sum = decay_apply(vec4<f32>(sum), parts, more, params.zero).x;
+                    sum = decay_rest(vec4<f32>(sum), decay_late(fade[c]), decay_chance(bits), params.zero).x;
                 }
                 z_store(params.z_out + z_at + c, sum);
             }

@@ -506,6 +506,11 @@ fn loop_subgroup(
     // what the state still waits for is due
     if STORES && WRITES && DECAY != 0u {
         var parts = decay_late(wait + rest);
+        var bits = 0u;
+        // @unroll C K4
+        bits ^= bitcast<u32>(state_of[C * 4u * COLUMNS].x);
+        // @end
+        let chance = decay_chance(bits);
         // @unroll C K4
         {
             var late: vec4<f32>;
@@ -518,16 +523,12 @@ fn loop_subgroup(
                     parts = decay_late(late[X]);
                 }
                 // @unroll J COLUMNS
-                {
-                    let s = state_of[(C * 4u + X) * COLUMNS + J];
-                    state_of[(C * 4u + X) * COLUMNS + J] =
-                        decay_apply(s, parts, decay_chance(s, parts.y), params.zero);
-                }
+                state_of[(C * 4u + X) * COLUMNS + J] =
+                    decay_rest(state_of[(C * 4u + X) * COLUMNS + J], parts, chance, params.zero);
                 // @end
                 if NORM != 0u {
-                    let s = vec4<f32>(sum_k[(C * 4u + X) % Z]);
                     sum_k[(C * 4u + X) % Z] =
-                        decay_apply(s, parts, decay_chance(s, parts.y), params.zero).x;
+                        decay_rest(vec4<f32>(sum_k[(C * 4u + X) % Z]), parts, chance, params.zero).x;
                 }
             }
             // @end
