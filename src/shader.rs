@@ -52,7 +52,7 @@ const LIBS: &[Source] = &[
 ];
 
 /// Files that kernels include.
-const PARTS: &[Source] = &[source!("attention/problem.wgsl")];
+const PARTS: &[Source] = &[source!("attention/params.wgsl"), source!("attention/problem.wgsl")];
 
 /// One kernel specialised: everything that changes its WGSL, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -437,7 +437,7 @@ fn unroll(text: &str) -> String {
                 out.push_str(if wanted { &yes } else { &no });
             } else if let Some(rest) = mark.strip_prefix("// @unroll ") {
                 let (name, count) = rest.split_once(' ').unwrap_or_else(|| panic!("bad {mark}"));
-                // a count of the text, or a bare number
+                // a bare number, or an expression of the text's constants
                 let n = (count.parse().ok())
                     .or_else(|| Constants(known, count).value())
                     .unwrap_or_else(|| panic!("{mark}: {count} is not known"));
@@ -652,7 +652,27 @@ fn bindings(wgsl: &str) -> Vec<Binding> {
 
 #[cfg(test)]
 mod tests {
-    use super::fold;
+    use super::{fold, include, unroll};
+
+    #[test]
+    fn loops_are_written_out_by_constant_expressions() {
+        let head = "const N: u32 = 2u;\nconst M: u32 = N * 3u - 4u;\n";
+        for count in ["2", "N", "M", "M * 2u - N", "(N + 4u) / 3u"] {
+            let text = format!("{head}// @unroll I {count}\nf(I);\n// @end\n");
+            assert_eq!(unroll(&text), format!("{head}f(0u);\nf(1u);\n"), "{count}");
+        }
+        let unknown = format!("{head}// @unroll I K\nf(I);\n// @end\n");
+        assert!(std::panic::catch_unwind(|| unroll(&unknown)).is_err());
+    }
+
+    #[test]
+    fn files_are_included_by_name() {
+        let text = include("a\n// @include attention/problem.wgsl\nb\n").into_owned();
+        assert!(
+            text.starts_with("a\n") && text.ends_with("\nb\n") && text.contains("\nstruct Piece {")
+        );
+        assert!(std::panic::catch_unwind(|| include("// @include nothing.wgsl").len()).is_err());
+    }
 
     #[test]
     fn constants_are_computed_in_arguments_and_indices() {

@@ -961,7 +961,7 @@ fn packed_sequences() {
 /// A row's bits do not depend on the batch that it sits in, nor on the longest of its sequences.
 #[test]
 fn decoding_does_not_depend_on_the_batch() {
-    for device in devices() {
+    for device in everywhere() {
         let ctx = &device.ctx;
         let mut rng = Rng(23);
         let lengths = [700u32, 1, 300, 256, 513];
@@ -1307,7 +1307,7 @@ fn scores_far_from_each_other() {
         ("jumping", |j| (j * 37 % 101) as f32 * 2.0 - 100.0),
     ];
     let base = Attention { scale: Some(1.0), ..Default::default() };
-    for (d, Device { name, ctx }) in devices().iter().enumerate() {
+    for (d, Device { name, ctx }) in everywhere().iter().enumerate() {
         let mut deal = Deal::new(d, 2);
         // no texture is so small: the same text reads buffers
         let buffers = ctx.with_caps(Caps { texels: 1, ..ctx.caps.clone() });
@@ -1416,26 +1416,27 @@ fn scores_far_from_each_other() {
 }
 
 /// The devices here, but for those whose compilers are slow at long texts and get another kernel,
-/// planned for as such a card.
+/// planned for as such a card. Only portable kernels: a card's subgroups are not the device's.
 fn gpus(card: &str) -> Vec<Device> {
-    let mut all = Vec::new();
-    for Device { name, ctx } in devices() {
-        if ctx.caps.unrolled >= Caps::minimum().unrolled {
-            let card = Card::find(card).unwrap();
-            let own = ctx.caps.with_class(DeviceClass::Gpu);
-            let caps = Caps {
-                subgroup: card.subgroup.filter(|_| own.tier == Tier::Portable).or(own.subgroup),
-                workgroup_storage: card.workgroup_storage.min(own.workgroup_storage),
-                invocations: card.invocations.min(own.invocations),
-                ..own
-            };
-            all.push(Device {
-                name: format!("{name}, as {}", card.name),
-                ctx: ctx.with_caps(caps),
-            });
-        }
-    }
-    all
+    let card = Card::find(card).unwrap();
+    let fast = |d: &&Device| d.ctx.caps.unrolled >= Caps::minimum().unrolled;
+    let portable = |d: &&Device| d.ctx.caps.tier == Tier::Portable;
+    let plan = |Device { name, ctx }: &Device| {
+        let own = ctx.caps.with_class(DeviceClass::Gpu);
+        let caps = Caps {
+            subgroup: card.subgroup,
+            workgroup_storage: card.workgroup_storage.min(own.workgroup_storage),
+            invocations: card.invocations.min(own.invocations),
+            ..own
+        };
+        Device { name: format!("{name}, as {}", card.name), ctx: ctx.with_caps(caps) }
+    };
+    devices().iter().filter(fast).filter(portable).map(plan).collect()
+}
+
+/// Every device, and one as a GPU, whose schedule is another.
+fn everywhere() -> Vec<Device> {
+    devices().iter().cloned().chain(gpus("browser").into_iter().next()).collect()
 }
 
 /// Whether a plan there is of the schedule for GPUs, as it must be wherever one can be.
@@ -1502,9 +1503,10 @@ fn cut_for_a_gpu() {
         let mut problem = Problem::new(s, options);
         problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
         for (card, gpus) in cards.iter().enumerate() {
-            let takes_card = card == 0 || (case + 3 * card) % 6 == 0;
+            // the first takes all; texts of the others take old Mesa's compiler half a minute each
+            let takes_card = card == 0 || [1, 4, 10].contains(&(case + card));
             for (index, gpu) in gpus.iter().enumerate() {
-                if slow() || (takes_card && index == (case + card) % gpus.len()) {
+                if slow() || (takes_card && index == case / 2 % gpus.len()) {
                     expect_tiled(gpu, s, &options);
                     problem.check(gpu, &mut rng);
                     gpu.ctx.forget_kernels();
@@ -1701,7 +1703,7 @@ fn folded_grid() {
 /// A key or value that no row sees may hold anything.
 #[test]
 fn hidden_nan_never_reaches_an_output() {
-    for device in devices() {
+    for device in everywhere() {
         let ctx = &device.ctx;
         for algorithm in [Algorithm::Flash, Algorithm::Unfused] {
             let s = shape(1, [24, 24], [1, 1], [16, 16]);
@@ -1732,7 +1734,7 @@ fn hidden_nan_never_reaches_an_output() {
 
 #[test]
 fn bitwise_repeatable() {
-    for device in devices() {
+    for device in everywhere() {
         let ctx = &device.ctx;
         let s = shape(1, [65, 70], [4, 2], [32, 32]);
         let mut rng = Rng(12);
@@ -1845,7 +1847,7 @@ fn takes_way(deal: &mut Deal, device: &Device, split: Split, seq_q: u32) -> bool
 fn scales_of_hidden_keys_may_be_anything() {
     let base = Attention { quantized: Some(16), ..Default::default() };
     let lengths = Attention { key_lengths: true, ..base };
-    for (index, device) in devices().iter().enumerate() {
+    for (index, device) in everywhere().iter().enumerate() {
         let (mut deal, ctx) = (Deal::new(index, 8), &device.ctx);
         for (way, ([t, n], split)) in WAYS.into_iter().enumerate() {
             for (option, op) in [
@@ -1915,7 +1917,7 @@ fn scales_of_hidden_keys_may_be_anything() {
 /// Finite numbers added to the scores of keys whose values are old bytes: those weigh nothing.
 #[test]
 fn finite_masks_hide_garbage() {
-    for (index, device) in devices().iter().enumerate() {
+    for (index, device) in everywhere().iter().enumerate() {
         let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
         for ([t, n], split) in WAYS {
             if !takes_way(&mut deal, device, split, t) {
@@ -1973,7 +1975,7 @@ fn values_near_the_ends_of_f32() {
         ("higher after the first", 1e-24, |j| if j < 8 { 0.0 } else { 11.0 }),
         ("a little higher after the first", 1e-24, |j| if j < 8 { 2.5 } else { 8.0 }),
     ];
-    for (index, device) in devices().iter().enumerate() {
+    for (index, device) in everywhere().iter().enumerate() {
         let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
         for ([t, n], split) in WAYS {
             if !takes_way(&mut deal, device, split, t) {
@@ -2012,7 +2014,7 @@ fn values_near_the_ends_of_f32() {
 /// Softcaps that are no cap in f32, that leave nothing of the scores, and between.
 #[test]
 fn softcaps_of_any_size() {
-    for (index, device) in devices().iter().enumerate() {
+    for (index, device) in everywhere().iter().enumerate() {
         let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
         for ([t, n], split) in WAYS {
             if !takes_way(&mut deal, device, split, t) {
@@ -2053,7 +2055,7 @@ fn scores_of_any_size() {
         ("all at the bottom", |_| f32::MIN),
         ("all far below, some hidden", |j| if j % 3 == 0 { f32::NEG_INFINITY } else { -1e31 }),
     ];
-    for (index, device) in devices().iter().enumerate() {
+    for (index, device) in everywhere().iter().enumerate() {
         let (mut deal, ctx) = (Deal::new(index, 4), &device.ctx);
         for ([t, n], split) in WAYS {
             if !takes_way(&mut deal, device, split, t) {

@@ -5,9 +5,10 @@
 // all rows, so that no load is made twice and no lane idles. A score is the sum of the lanes' products.
 // Keys pass in blocks of BLOCK_K, at most one correction of the maximum each.
 // The parts' results are merged in order by merge.wgsl. Rows and options are as in flash.wgsl.
-//   q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], o [B, T, H, Dv], lse [B, H, T]
 // Source: Dao 2023, arXiv:2307.08691, Algorithm 1; parts of keys as in Flash-Decoding (Dao, Haziza,
 // Massa and Sizov 2023). Twin: none; the reference is the whole op.
+// @include attention/params.wgsl
+
 // chunks of eight channels
 const D8: u32 = 8u; // @spec
 const DV8: u32 = 8u; // @spec
@@ -23,92 +24,11 @@ const K_WHOLE: bool = true; // @spec
 const WIDE: bool = true; // @spec
 // scores of a block that one lane sums
 const SUMS: u32 = 1u; // @spec
-// the rest as in flash.wgsl
-const RIGHT_BOUND: bool = true; // @spec
-const LEFT_BOUND: bool = true; // @spec
-const BOTTOM_RIGHT: bool = true; // @spec
-const PARTIAL: bool = true; // @spec
-const SOFTCAP: bool = true; // @spec
-const ALIBI: bool = true; // @spec
-const BIAS: bool = true; // @spec
-const MASK: bool = true; // @spec
-const SINKS: bool = true; // @spec
-const RAGGED: bool = true; // @spec
-const PAGED: bool = true; // @spec
-const PAGE: u32 = 16u; // @spec
-const QUANTIZED: bool = true; // @spec
-const SCALE_BLOCK: u32 = 16u; // @spec
-const SOFT_EXP2: bool = false; // @spec
 // indices of unrolled blocks
 const C: u32 = 0u;
 const I: u32 = 0u;
 const J: u32 = 0u;
 const L: u32 = 0u;
-
-// Must match `attention::Params` (tested). Strides are (batch, seq, head, offset), in elements;
-// for k and v of pages, batch means page.
-struct Params {
-    q: vec4<u32>,
-    k: vec4<u32>,
-    v: vec4<u32>,
-    o: vec4<u32>,
-    // (batch, head, seq, offset)
-    lse: vec4<u32>,
-    // (batch, head, query, offset)
-    bias: vec4<u32>,
-    mask: vec4<u32>,
-    // (batch or page, head, block, offset)
-    k_scale: vec4<u32>,
-    v_scale: vec4<u32>,
-    // (head, row, 0, offset)
-    metric: vec4<u32>,
-    seq_q: u32,
-    seq_k: u32,
-    // groups of `pack` heads that share a key head
-    head_groups: u32,
-    pack: u32,
-    // key j is visible to query i if i + diagonal - left <= j <= i + diagonal + right
-    left: i32,
-    right: i32,
-    // times log2(e): scores are kept in base 2
-    scale: f32,
-    softcap: f32,
-    blocks_q: u32,
-    groups: u32,
-    splits: u32,
-    split_keys: u32,
-    // distance between the results of two splits
-    o_split: u32,
-    lse_split: u32,
-    // pieces of work, and first record of a sequence, in the table
-    items: u32,
-    records: u32,
-    // 0: no LSE is wanted. No constant, for the kernel is the same and compiled once.
-    lse_wanted: u32,
-    // first elements of the slopes and the sinks
-    slopes_at: u32,
-    sinks_at: u32,
-    // 0, which no compiler may know
-    never: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load(i: u32) -> f32 { return q[i >> 2u][i & 3u]; } fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; fn k_load4n(i: u32, n: u32) -> vec4<f32> { return k[i >> 2u]; } fn k_load8(i: u32) -> array<vec4<f32>, 2> { return array<vec4<f32>, 2>(k[i >> 2u], k[(i >> 2u) + 1u]); } // @tensor
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } fn v_load8(i: u32) -> array<vec4<f32>, 2> { return array<vec4<f32>, 2>(v[i >> 2u], v[(i >> 2u) + 1u]); } // @tensor
-@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>; fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
-@group(0) @binding(5) var<storage, read_write> lse: array<f32>; fn lse_store_bits(i: u32, x: u32) { lse[i] = bitcast<f32>(x); } // @tensor
-@group(0) @binding(6) var<storage, read> slopes: array<f32>; fn slopes_load(i: u32) -> f32 { return slopes[i]; } // @tensor
-@group(0) @binding(7) var<storage, read> bias: array<f32>; fn bias_load(i: u32) -> f32 { return bias[i]; } // @tensor
-@group(0) @binding(8) var<storage, read> mask: array<u32>; fn mask_load(i: u32) -> f32 { return f32(mask[i]); } // @tensor
-@group(0) @binding(9) var<storage, read> sinks: array<f32>; fn sinks_load(i: u32) -> f32 { return sinks[i]; } // @tensor
-@group(0) @binding(10) var<storage, read> k_scale: array<f32>; fn k_scale_load(i: u32) -> f32 { return k_scale[i]; } // @tensor
-@group(0) @binding(11) var<storage, read> v_scale: array<f32>; fn v_scale_load(i: u32) -> f32 { return v_scale[i]; } // @tensor
-// @if RAGGED
-// (sequence, block of rows, split) for each piece of work; then for each sequence its first query,
-// queries, first key, keys, the place in this table of its first page, and the query and the key that
-// its entries of the bias and the mask begin at
-@group(0) @binding(12) var<storage, read> table: array<u32>;
-// @end
 
 // @if SUBGROUP
 // @else
@@ -116,14 +36,6 @@ struct Params {
 var<workgroup> products: array<f32, ROWS * BLOCK_K * LANES>;
 var<workgroup> sums: array<f32, ROWS * BLOCK_K>;
 // @end
-
-// below every real score, and finite: WGSL may assume that infinities do not occur
-const HIDDEN: f32 = -3.3e38;
-// what scores count for at least, where maxima begin, so far above HIDDEN that a hidden key weighs
-// nothing, and what they count for at most
-const LEAST: f32 = -3e38;
-const MOST: f32 = 3e38;
-const LOG2_E: f32 = 1.4426950408889634;
 
 @compute @workgroup_size(LANES)
 fn decode(
@@ -168,7 +80,7 @@ fn decode(
     let diagonal = select(0, i32(seq_k) - i32(seq_q), BOTTOM_RIGHT);
 
     // the keys that each row sees, [lower, limit); past-the-end rows repeat the last one
-    let rows_q = seq_q * params.pack;
+    let rows_q = seq_q * PACK;
     let first_row = block * ROWS;
     var row: array<u32, ROWS>;
     var head: array<u32, ROWS>;
@@ -177,15 +89,15 @@ fn decode(
     // @unroll I ROWS
     {
         let r = min(first_row + I, rows_q - 1u);
-        row[I] = r / params.pack;
-        head[I] = head_group * params.pack + r % params.pack;
+        row[I] = r / PACK;
+        head[I] = head_group * PACK + r % PACK;
         limit[I] = key_limit(i32(row[I]) + diagonal, RIGHT_BOUND, params.right, seq_k);
         lower[I] = key_lower(i32(row[I]) + diagonal, LEFT_BOUND, params.left, seq_k);
     }
     // @end
     // those that any row sees, and those that all of them see
-    let first_position = i32(first_row / params.pack) + diagonal;
-    let last_position = i32((min(first_row + ROWS, rows_q) - 1u) / params.pack) + diagonal;
+    let first_position = i32(first_row / PACK) + diagonal;
+    let last_position = i32((min(first_row + ROWS, rows_q) - 1u) / PACK) + diagonal;
     let last = min(key_limit(last_position, RIGHT_BOUND, params.right, seq_k), (split + 1u) * params.split_keys);
     let first = max(key_lower(first_position, LEFT_BOUND, params.left, seq_k), split * params.split_keys) / BLOCK_K * BLOCK_K;
     let first_limit = key_limit(first_position, RIGHT_BOUND, params.right, seq_k);

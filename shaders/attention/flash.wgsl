@@ -1,18 +1,15 @@
 // FlashAttention-2 forward, both tiers, every option.
 // One workgroup owns WORKGROUP * QUERIES rows of one (sequence, group of heads); one invocation owns
 // QUERIES of them (row = first + i * WORKGROUP + lane) and keeps their queries, running maxima (or
-// what stands for them, see LAZY), sums and outputs in registers. A row is one query of one of `pack`
-// heads that share a key head, so that a few queries of many heads fill a workgroup and read the keys
-// once. Keys pass in blocks of BLOCK_K, at most one correction of the maximum each.
+// what stands for them, see LAZY), sums and outputs in registers. Keys pass in blocks of BLOCK_K, at most one correction of the maximum each.
 // SUBGROUP: each lane loads a share of the block's rows with vec4 loads, and every lane hears the
 // others' by broadcast. No workgroup memory, no barrier. Otherwise keys pass in tiles of TILE_K,
 // staged in workgroup memory where STAGED, else read from where they are.
 // SPLIT: the keys of a row are cut at multiples of split_keys, a workgroup each; the partial results
 // are merged in order by merge.wgsl.
-//   q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], o [B, T, H, Dv], lse [B, H, T]
 // Source: Dao 2023, arXiv:2307.08691, Algorithm 1. Twin: none; the reference is the whole op.
-const HEAD_DIM: u32 = 64u; // @spec
-const HEAD_DIM_V: u32 = 64u; // @spec
+// @include attention/params.wgsl
+
 const D4: u32 = 16u; // @spec
 const DV4: u32 = 16u; // @spec
 const WORKGROUP: u32 = 32u; // @spec
@@ -37,32 +34,8 @@ const STAGED: bool = true; // @spec
 // vec4s that one invocation stages
 const K_STAGE: u32 = 16u; // @spec
 const V_STAGE: u32 = 16u; // @spec
-// keys after, or before, a distance from the query are hidden
-const RIGHT_BOUND: bool = true; // @spec
-const LEFT_BOUND: bool = true; // @spec
-// the last query stands at the last key, else the first at the first
-const BOTTOM_RIGHT: bool = true; // @spec
-// some row does not see some key of some block
-const PARTIAL: bool = true; // @spec
-const SOFTCAP: bool = true; // @spec
-const ALIBI: bool = true; // @spec
-const BIAS: bool = true; // @spec
-const MASK: bool = true; // @spec
 // a block's entries of the mask lie in one word
 const MASK_WORDS: bool = true; // @spec
-const SINKS: bool = true; // @spec
-const METRIC: bool = true; // @spec
-// sequences differ in length or place: a table says how
-const RAGGED: bool = true; // @spec
-// keys lie in pages of PAGE rows
-const PAGED: bool = true; // @spec
-const PAGE: u32 = 16u; // @spec
-// keys and values are int8, with a scale for each head and SCALE_BLOCK tokens
-const QUANTIZED: bool = true; // @spec
-const SCALE_BLOCK: u32 = 16u; // @spec
-const SPLIT: bool = true; // @spec
-// exp2 by multiply-adds
-const SOFT_EXP2: bool = false; // @spec
 // keys whose scores are summed at a time, and how often in a block: so few that the sums stay in
 // registers
 const PASS_KEYS: u32 = 1u; // @spec
@@ -90,72 +63,6 @@ const I: u32 = 0u;
 const J: u32 = 0u;
 const R: u32 = 0u;
 
-// Must match `attention::Params` (tested). Strides are (batch, seq, head, offset), in elements;
-// for k and v of pages, batch means page.
-struct Params {
-    q: vec4<u32>,
-    k: vec4<u32>,
-    v: vec4<u32>,
-    o: vec4<u32>,
-    // (batch, head, seq, offset)
-    lse: vec4<u32>,
-    // (batch, head, query, offset)
-    bias: vec4<u32>,
-    mask: vec4<u32>,
-    // (batch or page, head, block, offset)
-    k_scale: vec4<u32>,
-    v_scale: vec4<u32>,
-    // (head, row, 0, offset)
-    metric: vec4<u32>,
-    seq_q: u32,
-    seq_k: u32,
-    // groups of `pack` heads that share a key head
-    head_groups: u32,
-    pack: u32,
-    // key j is visible to query i if i + diagonal - left <= j <= i + diagonal + right
-    left: i32,
-    right: i32,
-    // times log2(e): scores are kept in base 2
-    scale: f32,
-    softcap: f32,
-    blocks_q: u32,
-    groups: u32,
-    splits: u32,
-    split_keys: u32,
-    // distance between the results of two splits
-    o_split: u32,
-    lse_split: u32,
-    // pieces of work, and first record of a sequence, in the table
-    items: u32,
-    records: u32,
-    // 0: no LSE is wanted. No constant, for the kernel is the same and compiled once.
-    lse_wanted: u32,
-    // first elements of the slopes and the sinks
-    slopes_at: u32,
-    sinks_at: u32,
-    // 0, which no compiler may know
-    never: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load(i: u32) -> f32 { return q[i >> 2u][i & 3u]; } fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; fn k_load4n(i: u32, n: u32) -> vec4<f32> { return k[i >> 2u]; } fn k_load8(i: u32) -> array<vec4<f32>, 2> { return array<vec4<f32>, 2>(k[i >> 2u], k[(i >> 2u) + 1u]); } // @tensor
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } fn v_load8(i: u32) -> array<vec4<f32>, 2> { return array<vec4<f32>, 2>(v[i >> 2u], v[(i >> 2u) + 1u]); } // @tensor
-@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>; fn o_store4n(i: u32, n: u32, x: vec4<f32>) { o[i >> 2u] = x; } // @tensor
-@group(0) @binding(5) var<storage, read_write> lse: array<f32>; fn lse_store_bits(i: u32, x: u32) { lse[i] = bitcast<f32>(x); } // @tensor
-@group(0) @binding(6) var<storage, read> slopes: array<f32>; fn slopes_load(i: u32) -> f32 { return slopes[i]; } // @tensor
-@group(0) @binding(7) var<storage, read> bias: array<f32>; fn bias_load(i: u32) -> f32 { return bias[i]; } fn bias_load2(i: u32) -> vec2<f32> { return vec2<f32>(bias[i], bias[i + 1u]); } // @tensor
-@group(0) @binding(8) var<storage, read> mask: array<u32>; fn mask_load(i: u32) -> f32 { return f32(mask[i]); } // @tensor
-@group(0) @binding(9) var<storage, read> sinks: array<f32>; fn sinks_load(i: u32) -> f32 { return sinks[i]; } // @tensor
-@group(0) @binding(10) var<storage, read> k_scale: array<f32>; fn k_scale_load(i: u32) -> f32 { return k_scale[i]; } // @tensor
-@group(0) @binding(11) var<storage, read> v_scale: array<f32>; fn v_scale_load(i: u32) -> f32 { return v_scale[i]; } // @tensor
-@group(0) @binding(12) var<storage, read> metric: array<vec4<f32>>; fn metric_load4n(i: u32, n: u32) -> vec4<f32> { return metric[i >> 2u]; } // @tensor
-// @if RAGGED
-// (sequence, block of rows, split) for each piece of work; then for each sequence its first query,
-// queries, first key, keys, the place in this table of its first page, and the query and the key that
-// its entries of the bias and the mask begin at
-@group(0) @binding(13) var<storage, read> table: array<u32>;
-// @end
-
 // [TILE_K, D4] and [TILE_K, DV4]; one element where nothing is staged
 const STAGE: u32 = select(0u, 1u, STAGED);
 // @if SUBGROUP
@@ -164,18 +71,11 @@ var<workgroup> k_tile: array<vec4<f32>, STAGE * TILE_K * D4 + 1u - STAGE>;
 var<workgroup> v_tile: array<vec4<f32>, STAGE * TILE_K * DV4 + 1u - STAGE>;
 // @end
 
-// below every real score, and finite: WGSL may assume that infinities do not occur
-const HIDDEN: f32 = -3.3e38;
-// what scores count for at least, where maxima begin, so far above HIDDEN that a hidden key weighs
-// nothing, and what they count for at most
-const LEAST: f32 = -3e38;
-const MOST: f32 = 3e38;
 // How far a row's scores, in base 2, may be above the reference, and how far its first may be off it:
 // a row's largest weight is from WEIGHT_UNIT / 2^NEAR to WEIGHT_UNIT * 2^ABOVE. Many values that are
 // large and weigh as much must not add up to infinity, nor small ones vanish.
 const ABOVE: f32 = 8.0;
 const NEAR: f32 = 4.0;
-const LOG2_E: f32 = 1.4426950408889634;
 
 @compute @workgroup_size(WORKGROUP)
 fn flash(
@@ -231,7 +131,7 @@ fn flash(
     // @end
 
     // the keys that each row sees, [lower, limit); past-the-end rows repeat the last one
-    let rows_q = seq_q * params.pack;
+    let rows_q = seq_q * PACK;
     let first_row = block * (WORKGROUP * QUERIES);
     // @if SUBGROUP
     // @else
@@ -250,16 +150,16 @@ fn flash(
     // @unroll I QUERIES
     {
         let r = min(first_row + I * WORKGROUP + local, rows_q - 1u);
-        row[I] = r / params.pack;
-        head[I] = head_group * params.pack + r % params.pack;
+        row[I] = r / PACK;
+        head[I] = head_group * PACK + r % PACK;
         limit[I] = key_limit(i32(row[I]) + diagonal, RIGHT_BOUND, params.right, seq_k);
         lower[I] = key_lower(i32(row[I]) + diagonal, LEFT_BOUND, params.left, seq_k);
     }
     // @end
     // those that any row of the workgroup sees, and those that all of them see: the same for all
     // its invocations
-    let first_position = i32(first_row / params.pack) + diagonal;
-    let last_position = i32((min(first_row + WORKGROUP * QUERIES, rows_q) - 1u) / params.pack) + diagonal;
+    let first_position = i32(first_row / PACK) + diagonal;
+    let last_position = i32((min(first_row + WORKGROUP * QUERIES, rows_q) - 1u) / PACK) + diagonal;
     // @if SPLIT
     let last = min(key_limit(last_position, RIGHT_BOUND, params.right, seq_k), (split + 1u) * params.split_keys);
     let first = max(key_lower(first_position, LEFT_BOUND, params.left, seq_k), split * params.split_keys) / BLOCK_K * BLOCK_K;

@@ -6,6 +6,7 @@
 // keys, whose weights and values are staged alike. So each element that is read from workgroup memory
 // serves ROWS or KEYS multiply-adds of a lane. No subgroup operation: one text for every device.
 // Source: Dao 2023, arXiv:2307.08691, Algorithm 1. Twin: none; the reference is the whole op.
+// @include attention/params.wgsl
 // @include attention/problem.wgsl
 
 const TX: u32 = 8u; // @spec
@@ -32,7 +33,7 @@ const WIDTH: u32 = 2u; // @spec
 const Q_PASSES: u32 = 1u; // @spec
 const K_PASSES: u32 = 1u; // @spec
 const V_PASSES: u32 = 2u; // @spec
-// a row does not see all keys of any tile
+// in every tile some row may not see some key
 const MASKED: bool = true; // @spec
 // scores are more than products
 const SHAPED: bool = true; // @spec
@@ -270,9 +271,9 @@ fn tiled(
             // @end
             // @unroll J KEYS
             {
-                // far below, any exp2 is 0
                 let x = s[J * GR + I] - reference;
-                s[J * GR + I] = exp2(select(x, vec4<f32>(-200.0), x < vec4<f32>(-200.0)));
+                // far below 0, whatever the device's exp2 makes of such numbers
+                s[J * GR + I] = select(exp2(x), vec4<f32>(0.0), x < vec4<f32>(-150.0));
                 l[I] += s[J * GR + I];
             }
             // @end

@@ -11,7 +11,7 @@ use crate::{
     texels,
 };
 
-// Must match `Params` in shaders/attention/flash.wgsl (tested).
+// Must match `Params` in shaders/attention/params.wgsl (tested).
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
@@ -28,7 +28,6 @@ struct Params {
     seq_q: u32,
     seq_k: u32,
     head_groups: u32,
-    pack: u32,
     left: i32,
     right: i32,
     scale: f32,
@@ -45,6 +44,7 @@ struct Params {
     slopes_at: u32,
     sinks_at: u32,
     never: u32,
+    pad: u32,
 }
 
 // Must match `Params` in shaders/attention/unfused_*.wgsl (tested).
@@ -444,7 +444,6 @@ impl AttentionPlan {
             seq_q: s.seq_q,
             seq_k: s.seq_k,
             head_groups: s.heads_kv,
-            pack: group,
             left: reach(left),
             right: reach(right),
             scale: base_2(self.scale),
@@ -718,7 +717,7 @@ mod tests {
         for wgsl in flash.design(&Caps::minimum(), shape).unwrap().wgsl().iter().chain([&first]) {
             assert_params(
                 wgsl,
-                fields!(Params: q k v o lse bias mask k_scale v_scale metric seq_q seq_k head_groups pack left right scale softcap blocks_q groups splits split_keys o_split lse_split items records lse_wanted slopes_at sinks_at never),
+                fields!(Params: q k v o lse bias mask k_scale v_scale metric seq_q seq_k head_groups left right scale softcap blocks_q groups splits split_keys o_split lse_split items records lse_wanted slopes_at sinks_at never pad),
             );
         }
         for wgsl in unfused.design(&Caps::minimum(), shape).unwrap().wgsl() {

@@ -29,7 +29,6 @@ pub struct AttentionPlan {
     pub(super) shape: AttentionShape,
     pub(super) options: Attention,
     pub(super) tier: Tier,
-    pub(super) tiles: Tiles,
     pub(super) scale: f32,
     /// The device is a CPU: its own exp2 is dear, and so is compiling a load.
     cpu: bool,
@@ -242,7 +241,6 @@ impl Attention {
             shape,
             options: *self,
             tier: caps.tier,
-            tiles,
             scale,
             cpu: caps.is_cpu(),
             lanes,
@@ -256,7 +254,7 @@ impl Attention {
             },
             wide_loads: caps.wide_loads,
             lazy,
-            texels: self.texels(caps, &shape),
+            texels: register_tiles.is_none() && self.texels(caps, &shape),
             split,
             home: None,
         };
@@ -786,9 +784,9 @@ impl AttentionPlan {
             ];
         }
         let mut keys = vec![match self.schedule {
-            Schedule::Rows(_) => self.flash_key(variant),
+            Schedule::Rows(tiles) => self.flash_key(variant, tiles),
             Schedule::Tiled(tiles) => self.tiled_key(variant, tiles),
-            Schedule::Decode(_) => self.decode_key(variant),
+            Schedule::Decode(tiles) => self.decode_key(variant, tiles),
         }];
         if self.split.is_some() {
             keys.push(merge::key(
@@ -811,7 +809,7 @@ impl AttentionPlan {
         if self.options.quantized.is_some() { DType::I8 } else { self.options.dtype }
     }
 
-    /// What the kernels are given, but for a metric.
+    /// What the kernels are given.
     fn tensors(&self, variant: Variant) -> Vec<(&'static str, Option<TensorDecl>)> {
         let (s, op) = (self.shape, self.options);
         let f32_decl = |present: bool| present.then_some(TensorDecl::new(DType::F32, false));
@@ -823,6 +821,8 @@ impl AttentionPlan {
             Some(_) => TensorDecl::new(DType::F32, true),
             None => self.output(variant),
         };
+        let metric =
+            TensorDecl::new(DType::F32, variant.metric_aligned && s.head_dim.is_multiple_of(4));
         let bias_dtype = if variant.bias_f32 { DType::F32 } else { op.dtype };
         let mut tensors = vec![
             ("q", rows(op.dtype, variant.aligned[0], s.head_dim)),
@@ -836,6 +836,7 @@ impl AttentionPlan {
             ("sinks", f32_decl(op.sinks)),
             ("k_scale", f32_decl(op.quantized.is_some())),
             ("v_scale", f32_decl(op.quantized.is_some())),
+            ("metric", op.metric.then_some(metric)),
         ];
         for ((_, decl), beside) in tensors.iter_mut().zip(variant.beside) {
             *decl = decl.map(|decl| TensorDecl { beside: beside && !variant.texels, ..decl });
@@ -843,7 +844,7 @@ impl AttentionPlan {
         tensors
     }
 
-    /// Constants of the options that all kernels know.
+    /// Constants of shaders/attention/params.wgsl.
     fn option_spec(&self) -> Vec<(&'static str, String)> {
         let (s, op) = (self.shape, self.options);
         let (left, right) = op.reach();
@@ -858,6 +859,9 @@ impl AttentionPlan {
         let partial = bounded(left) || bounded(right) || op.bias || op.visible || !whole;
         let number = |x: u32| format!("{x}u");
         vec![
+            ("HEAD_DIM", number(s.head_dim)),
+            ("HEAD_DIM_V", number(s.head_dim_v)),
+            ("PACK", number(s.heads / s.heads_kv)),
             ("RIGHT_BOUND", bounded(right).to_string()),
             ("LEFT_BOUND", bounded(left).to_string()),
             ("BOTTOM_RIGHT", (op.alignment() == CausalAlignment::BottomRight).to_string()),
@@ -867,17 +871,19 @@ impl AttentionPlan {
             ("BIAS", op.bias.to_string()),
             ("MASK", op.visible.to_string()),
             ("SINKS", op.sinks.to_string()),
+            ("METRIC", op.metric.to_string()),
             ("RAGGED", op.ragged().to_string()),
             ("PAGED", op.page_size.is_some().to_string()),
             ("PAGE", number(op.page_size.unwrap_or(1))),
             ("QUANTIZED", op.quantized.is_some().to_string()),
             ("SCALE_BLOCK", number(op.quantized.unwrap_or(1))),
+            ("SPLIT", self.split.is_some().to_string()),
             ("SOFT_EXP2", self.cpu.to_string()),
         ]
     }
 
-    fn decode_key(&self, variant: Variant) -> Key {
-        let (s, t) = (self.shape, self.tiles);
+    fn decode_key(&self, variant: Variant, t: Tiles) -> Key {
+        let s = self.shape;
         let number = |x: u32| format!("{x}u");
         let wide = self.wide_loads && variant.aligned8 && variant.beside == [false; 3];
         let mut tensors = self.tensors(variant);
@@ -911,10 +917,6 @@ impl AttentionPlan {
         let shares = (t.lanes_k / t.part).max(1);
         let mut spec = self.option_spec();
         spec.extend([
-            ("HEAD_DIM", number(s.head_dim)),
-            ("HEAD_DIM_V", number(dv)),
-            ("PACK", number(s.heads / s.heads_kv)),
-            ("SPLIT", self.split.is_some().to_string()),
             ("TX", number(t.lanes_k)),
             ("TY", number(t.lanes_q)),
             ("GR", number(gr)),
@@ -940,15 +942,12 @@ impl AttentionPlan {
         Key { source: TILED, entry: "tiled", spec, tensors: self.tensors(variant) }
     }
 
-    fn flash_key(&self, variant: Variant) -> Key {
-        let (s, t, op) = (self.shape, self.tiles, self.options);
+    fn flash_key(&self, variant: Variant, t: Tiles) -> Key {
+        let (s, op) = (self.shape, self.options);
         let number = |x: u32| format!("{x}u");
         let (d4, dv4) = (s.head_dim.div_ceil(4), s.head_dim_v.div_ceil(4));
         let kv_dtype = self.kv_dtype();
         let mut tensors = self.tensors(variant);
-        let metric =
-            TensorDecl::new(DType::F32, variant.metric_aligned && s.head_dim.is_multiple_of(4));
-        tensors.push(("metric", op.metric.then_some(metric)));
         let (left, right) = op.reach();
         let lanes = self.lanes;
         let subgroup = self.tier == Tier::Subgroup;
@@ -990,8 +989,6 @@ impl AttentionPlan {
             [d4, dv4].map(|chunks| (t.block_k * chunks).div_ceil(load * lanes));
         let mut spec = self.option_spec();
         spec.extend([
-            ("HEAD_DIM", number(s.head_dim)),
-            ("HEAD_DIM_V", number(s.head_dim_v)),
             ("D4", number(d4)),
             ("DV4", number(dv4)),
             ("WORKGROUP", number(t.workgroup)),
@@ -1021,8 +1018,6 @@ impl AttentionPlan {
                 (op.visible && words && variant.mask_aligned && matches!(t.block_k, 2 | 4))
                     .to_string(),
             ),
-            ("METRIC", op.metric.to_string()),
-            ("SPLIT", self.split.is_some().to_string()),
             ("PASS_KEYS", number(pass_keys)),
             ("PASSES", number(t.block_k / pass_keys)),
             // a load is a loop over lanes with a dozen blocks: a driver on a CPU compiles few of them
