@@ -110,9 +110,10 @@ fn decay_rest(s: vec4<f32>, parts: vec2<f32>, chance: f32, zero: u32) -> vec4<f3
     return decay_apply(s, parts, unit * select(chance, 0.0, parts.y == 0.0), zero);
 }
 
-// A number from -2^-24 to 2^-24 that follows from bits of a state.
-fn decay_chance(bits: u32) -> f32 {
-    return (f32((bits * 2654435761u) >> 8u) - 8388607.5) * 7.105427357601002e-15;
+// A number from -2^-24 to 2^-24 that follows from the bits of a state, summed.
+fn decay_chance(bits: vec4<u32>) -> f32 {
+    let all = bits.x + bits.y + bits.z + bits.w;
+    return (f32((all * 2654435761u) >> 8u) - 8388607.5) * 7.105427357601002e-15;
 }
 
 // Walking along tokens, a state is kept apart from what it has yet to fade by: it is worth

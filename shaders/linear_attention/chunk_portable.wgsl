@@ -541,7 +541,6 @@ fn chunk_portable(
     }
 
     // what the state still waits for is due
-    var bits = 0u;
     if WRITES && DECAY != 0u && (STORES || TOTALS) {
         workgroupBarrier();
         for (var c = local; c < KP && DECAY == 3u; c += WORKGROUP) {
@@ -558,8 +557,9 @@ fn chunk_portable(
             }
         }
         workgroupBarrier();
+        var bits = vec4<u32>(0u);
         // @unroll R RK
-        bits ^= bitcast<u32>(s[R].x);
+        bits += bitcast<vec4<u32>>(s[R]);
         // @end
         // @unroll R RK
         s[R] = decay_rest(s[R], decay_late(fade[first_row + R]), decay_chance(bits), params.zero);
@@ -576,7 +576,10 @@ fn chunk_portable(
             for (var c = local; c < FEATURES; c += WORKGROUP) {
                 var sum = sum_k[c % Z];
                 if WRITES && DECAY != 0u {
-                    sum = decay_rest(vec4<f32>(sum), decay_late(fade[c]), decay_chance(bits), params.zero).x;
+                    // of itself: who sums may have no column of the state
+                    let own = vec4<f32>(sum);
+                    let chance = decay_chance(bitcast<vec4<u32>>(own));
+                    sum = decay_rest(own, decay_late(fade[c]), chance, params.zero).x;
                 }
                 z_store(params.z_out + z_at + c, sum);
             }

@@ -506,9 +506,9 @@ fn loop_subgroup(
     // what the state still waits for is due
     if STORES && WRITES && DECAY != 0u {
         var parts = decay_late(wait + rest);
-        var bits = 0u;
-        // @unroll C K4
-        bits ^= bitcast<u32>(state_of[C * 4u * COLUMNS].x);
+        var bits = vec4<u32>(0u);
+        // @unroll C K4 * 4u * COLUMNS
+        bits += bitcast<vec4<u32>>(state_of[C]);
         // @end
         let chance = decay_chance(bits);
         // @unroll C K4
@@ -527,8 +527,10 @@ fn loop_subgroup(
                     decay_rest(state_of[(C * 4u + X) * COLUMNS + J], parts, chance, params.zero);
                 // @end
                 if NORM != 0u {
+                    // of itself: who sums may have no column of the state
+                    let own = vec4<f32>(sum_k[(C * 4u + X) % Z]);
                     sum_k[(C * 4u + X) % Z] =
-                        decay_rest(vec4<f32>(sum_k[(C * 4u + X) % Z]), parts, chance, params.zero).x;
+                        decay_rest(own, parts, decay_chance(bitcast<vec4<u32>>(own)), params.zero).x;
                 }
             }
             // @end
