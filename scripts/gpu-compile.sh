@@ -75,9 +75,11 @@ unpack() { # DIR
     for tool in apt-get dpkg xz; do
         command -v $tool >/dev/null || { echo "no $tool"; return 1; }
     done
-    mirror=${TILEWISE_DEBIAN_MIRROR:-$(grep -rhoP '^(URIs:|deb)\s+(\[[^]]*\]\s+)?\K\S*debian\S*?(?=/?$|\s)' \
-        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n 1)}
-    [ -n "$mirror" ] || mirror=http://deb.debian.org/debian
+    # the mirror that this machine uses already
+    mirror=${TILEWISE_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' \
+        'Created-By: Packages' 2>/dev/null | grep -v security | grep debian | head -n 1)}
+    mirror=${mirror%/}
+    [ -n "$mirror" ] || { echo "no mirror of Debian among the sources; TILEWISE_DEBIAN_MIRROR names one"; return 1; }
     [ -d /usr/share/keyrings ] || { echo "no keys of Debian (debian-archive-keyring)"; return 1; }
     mkdir -p "$root" || { echo "cannot make $root"; return 1; }
     # a folder that is there is whole
