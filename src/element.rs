@@ -159,6 +159,18 @@ impl Element for u8 {
     }
 }
 
+/// Whether a tensor is read eight elements at a time, and by which words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Eights {
+    #[default]
+    No,
+    /// One load of all eight, or two of f32: for GPUs.
+    Words,
+    /// Words of 64 bits. Mesa's llvmpipe before release 25 loads a word of one lane after the other, and
+    /// one of 64 bits as fast as one of 32.
+    LongWords,
+}
+
 /// How a kernel sees one tensor binding: everything that changes its declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TensorDecl {
@@ -167,9 +179,8 @@ pub(crate) struct TensorDecl {
     pub(crate) vec4: bool,
     /// Read from a texture, see [`texels`](crate::texels); `vec4`, and read only.
     pub(crate) texels: bool,
-    /// Read eight elements at a time, as 64-bit words, where rows start at multiples of eight; `vec4`,
-    /// and read only.
-    pub(crate) wide: bool,
+    /// Read eight elements at a time, where rows start at multiples of eight; `vec4`, and read only.
+    pub(crate) eights: Eights,
     /// Floats read two at a time, f32 as a 64-bit word, where rows start at multiples of two; read only.
     pub(crate) pairs: bool,
     /// Bound as what is written, though it is only read: for an input in the buffer of an output. Not
@@ -179,7 +190,7 @@ pub(crate) struct TensorDecl {
 
 impl TensorDecl {
     pub(crate) const fn new(dtype: DType, vec4: bool) -> Self {
-        Self { dtype, vec4, texels: false, wide: false, pairs: false, beside: false }
+        Self { dtype, vec4, texels: false, eights: Eights::No, pairs: false, beside: false }
     }
 
     /// The same, for an input that lies in the buffer of an output: within one kernel, a device lets a
@@ -203,8 +214,10 @@ impl TensorDecl {
     ///
     /// Bytes can only be read.
     pub(crate) fn wgsl(self, name: &str, index: u32, writable: bool) -> String {
-        if self.wide {
-            return self.wide_wgsl(name, index);
+        match self.eights {
+            Eights::No => {}
+            Eights::Words => return self.words_wgsl(name, index),
+            Eights::LongWords => return self.long_words_wgsl(name, index),
         }
         if self.pairs {
             return self.pairs_wgsl(name, index);
@@ -374,10 +387,42 @@ impl TensorDecl {
     }
 
     /// [`wgsl`](Self::wgsl) for eight elements at a time, of which `NAME_load8(i)` is the only access.
-    ///
-    /// Mesa's llvmpipe before release 25 loads a word of one lane after the other, and one of 64 bits
-    /// as fast as one of 32.
-    fn wide_wgsl(self, name: &str, index: u32) -> String {
+    fn words_wgsl(self, name: &str, index: u32) -> String {
+        let (cell, two) = match self.dtype {
+            DType::F32 => {
+                let at = "let at = i >> 2u;";
+                ("vec4<f32>", format!("{at} return array<vec4<f32>, 2>({name}[at], {name}[at + 1u]);"))
+            }
+            DType::F16 | DType::BF16 => {
+                let half = |words: &str| format!("{}(w.{words})", self.decode4());
+                let (x, y) = (half("xy"), half("zw"));
+                let w = format!("let w = {name}[i >> 3u];");
+                ("vec4<u32>", format!("{w} return array<vec4<f32>, 2>({x}, {y});"))
+            }
+            DType::I8 | DType::U8 => {
+                let four = |w: &str| self.four_bytes(&format!("w.{w}"));
+                let (x, y) = (four("x"), four("y"));
+                let w = format!("let w = {name}[i >> 3u];");
+                ("vec2<u32>", format!("{w} return array<vec4<f32>, 2>({x}, {y});"))
+            }
+        };
+        format!(
+            "@group(0) @binding({index}) var<storage, read> {name}: array<{cell}>; \
+             fn {name}_load8(i: u32) -> array<vec4<f32>, 2> {{ {two} }}"
+        )
+    }
+
+    /// Four bytes of the word `w` as floats, spread by a shift from the top, which for the signed keeps
+    /// the sign.
+    fn four_bytes(self, w: &str) -> String {
+        let int = if self.dtype == DType::I8 { "i32" } else { "u32" };
+        format!(
+            "vec4<f32>(bitcast<vec4<{int}>>(vec4<u32>({w}) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u))"
+        )
+    }
+
+    /// The same by words of 64 bits, which are no WGSL.
+    fn long_words_wgsl(self, name: &str, index: u32) -> String {
         let (cell, two) = match self.dtype {
             DType::F32 => (
                 "vec4<u64>",
@@ -393,16 +438,8 @@ impl TensorDecl {
                 ),
             ),
             DType::I8 | DType::U8 => {
-                // spread by a shift from the top, which for the signed keeps the sign
-                let int = if self.dtype == DType::I8 { "i32" } else { "u32" };
-                let four = |w: &str| {
-                    format!("vec4<f32>(bitcast<vec4<{int}>>(vec4<u32>({w}) << s) >> vec4<u32>(24u))")
-                };
-                let (x, y) = (four("u32(w)"), four("u32(w >> 32u)"));
-                (
-                    "u64",
-                    format!("let s = vec4<u32>(24u, 16u, 8u, 0u); return array<vec4<f32>, 2>({x}, {y});"),
-                )
+                let (x, y) = (self.four_bytes("u32(w)"), self.four_bytes("u32(w >> 32u)"));
+                ("u64", format!("return array<vec4<f32>, 2>({x}, {y});"))
             }
         };
         format!(

@@ -20,7 +20,7 @@ use std::{borrow::Cow, collections::HashMap, fmt::Write as _};
 
 use crate::{
     Context, Error, Result,
-    element::{DType, TensorDecl},
+    element::{DType, Eights, TensorDecl},
 };
 
 /// A kernel file: its path under `shaders/`, for messages, and its text.
@@ -103,7 +103,7 @@ impl Key {
 
     /// Whether this is WGSL, not naga's extension of it.
     pub(crate) fn is_portable(&self) -> bool {
-        let words = |decl: TensorDecl| decl.wide || (decl.pairs && decl.dtype == DType::F32);
+        let words = |decl: TensorDecl| decl.eights == Eights::LongWords || (decl.pairs && decl.dtype == DType::F32);
         self.tensors.iter().all(|(_, decl)| !decl.is_some_and(words))
     }
 
@@ -118,7 +118,7 @@ impl Key {
             if let Some(decl) = decl {
                 let four = match decl {
                     TensorDecl { texels: true, .. } => " texels",
-                    TensorDecl { wide: true, .. } => "x8",
+                    TensorDecl { eights: Eights::Words | Eights::LongWords, .. } => "x8",
                     TensorDecl { pairs: true, .. } => "x2",
                     TensorDecl { vec4: true, .. } => "x4",
                     _ => "",

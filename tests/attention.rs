@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{
     Deal, Device, Guarded, Rng, devices, in_turn, random_layout, rel_rms, rounded, run, slow,
     to_f64, upload_as,
@@ -422,11 +424,7 @@ fn sizes_around_the_tile() {
         let plan = Attention::default()
             .plan(&device.ctx, AttentionShape::self_attention(1, 512, 1, 12))
             .unwrap();
-        let tile = match plan.schedule() {
-            Schedule::Rows(tiles) => tiles.workgroup * tiles.queries,
-            Schedule::Tiled(tiles) => tiles.tile_q(),
-            Schedule::Decode(tiles) => tiles.queries,
-        };
+        let tile = plan.schedule().rows();
         for n in [1, 2, tile - 1, tile, tile + 1, tile / 2, 2 * tile + 3] {
             for mask in [Mask::None, BOTTOM_RIGHT] {
                 if !deal.takes() {
@@ -1439,10 +1437,11 @@ fn everywhere() -> Vec<Device> {
     devices().iter().cloned().chain(gpus("browser").into_iter().next()).collect()
 }
 
-/// Whether a plan there is of the schedule for GPUs, as it must be wherever one can be.
-fn expect_tiled(gpu: &Device, s: AttentionShape, options: &Attention) {
-    let tiled = matches!(options.plan(&gpu.ctx, s).unwrap().schedule(), Schedule::Tiled(_));
-    assert_eq!(tiled, !options.metric, "{}", gpu.name);
+/// Whether a plan there is of a schedule for GPUs, as it must be wherever one can be.
+fn expect_for_gpu(gpu: &Device, s: AttentionShape, options: &Attention) {
+    let schedule = options.plan(&gpu.ctx, s).unwrap().schedule();
+    let for_gpu = matches!(schedule, Schedule::Tiled(_) | Schedule::Groups(_));
+    assert_eq!(for_gpu, !options.metric, "{}: {schedule:?}", gpu.name);
 }
 
 /// The schedule for GPUs, which runs anywhere: sizes around its tiles, head sizes around its slices and
@@ -1476,9 +1475,9 @@ fn cut_for_a_gpu() {
         (shape(1, [9, 130], [4, 1], [576, 512]), causal),
         (shape(1, [17, 33], [1, 1], [1, 1]), base),
         // near what old llvmpipe's loops take
-        (shape(1, [2, 100_000], [1, 1], [4, 4]), base),
-        (shape(1, [3, 131], [2, 2], [12, 8]), Attention { split: Split::Keys(64), ..base }),
-        (shape(2, [1, 700], [8, 2], [64, 64]), Attention { split: Split::Auto, ..causal }),
+        (shape(1, [2, 100_000], [1, 1], [3, 4]), base),
+        (shape(1, [9, 131], [2, 2], [12, 8]), Attention { split: Split::Keys(64), ..base }),
+        (shape(2, [3, 700], [8, 2], [64, 64]), Attention { split: Split::Auto, ..causal }),
         (shape(1, [9, 40], [2, 1], [16, 16]), Attention { metric: true, ..base }),
         (shape(1, [70, 70], [2, 1], [16, 16]), Attention { window, ..base }),
         (shape(1, [50, 70], [2, 1], [16, 16]), Attention { softcap: Some(2.0), ..base }),
@@ -1487,7 +1486,7 @@ fn cut_for_a_gpu() {
         (shape(1, [50, 70], [2, 1], [16, 16]), Attention { visible: true, ..base }),
         (shape(1, [50, 70], [2, 1], [16, 16]), Attention { sinks: true, ..causal }),
         (shape(2, [50, 90], [2, 1], [16, 16]), everything),
-        (shape(1, [1, 130], [2, 1], [16, 16]), Attention { split: Split::Auto, ..everything }),
+        (shape(1, [5, 130], [2, 1], [16, 16]), Attention { split: Split::Auto, ..everything }),
     ];
     let lengths = Attention { key_lengths: true, ..causal };
     let pages = Attention { page_size: Some(16), ..lengths };
@@ -1507,13 +1506,77 @@ fn cut_for_a_gpu() {
             let takes_card = card == 0 || [1, 4, 10].contains(&(case + card));
             for (index, gpu) in gpus.iter().enumerate() {
                 if slow() || (takes_card && index == case / 2 % gpus.len()) {
-                    expect_tiled(gpu, s, &options);
+                    expect_for_gpu(gpu, s, &options);
                     problem.check(gpu, &mut rng);
                     gpu.ctx.forget_kernels();
                 }
             }
         }
     }
+}
+
+/// Few rows, which groups of lanes compute: every width of a group and number of rows, by shuffles and
+/// through workgroup memory.
+#[test]
+fn few_rows_on_a_gpu() {
+    let mut seen = BTreeSet::new();
+    for (index, Device { name, ctx }) in devices().iter().enumerate() {
+        let own = ctx.caps.with_class(DeviceClass::Gpu);
+        // its own registers, and those of larger cards; groups are no wider than its subgroups
+        let wide = Caps { subgroup: Some((32, 32)), ..own.clone() };
+        let gpus = [("a GPU", own), ("a large GPU", wide)].map(|(kind, caps)| Device {
+            name: format!("{name}, as {kind}"),
+            ctx: ctx.with_caps(caps),
+        });
+        let count: u64 = if slow() { 400 } else { 40 };
+        for seed in 0..count {
+            if !in_turn(index, seed as u32, 20) {
+                continue;
+            }
+            let mut rng = Rng(7000 + seed);
+            let gpu = &gpus[(seed / 2 % 2) as usize];
+            let dims = *rng.pick(&[[8, 8], [24, 16], [8, 72], [72, 8], [64, 64], [128, 136]]);
+            let rows = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 2], [3, 1], [8, 1], [1, 5], [1, 8]];
+            let [seq_q, group] = *rng.pick(&rows);
+            let heads_kv = rng.range(1, 4);
+            let keys = *rng.pick(&[1, 3, 4, 63, 64, 65, 131, 257]);
+            let s =
+                shape(rng.range(1, 4), [seq_q, keys], [heads_kv * group, heads_kv], dims);
+            let mut options = Attention {
+                tiles: None,
+                metric: false,
+                split: *rng.pick(&[Split::Auto, Split::Keys(64)]),
+                // rows that are all alike are too few to compare errors by, see random_problems
+                scale: *rng.pick(&[None, Some(0.7), Some(-0.1)]),
+                ..random_options(&mut rng, gpu)
+            };
+            // every other one reads whole words, some of them bytes, in pages and not
+            if seed % 4 == 1 {
+                options.page_size = options.page_size.map(|_| 16);
+                options.quantized = Some(16);
+            }
+            let Schedule::Groups(tiles) = options.plan(&gpu.ctx, s).unwrap().schedule() else {
+                panic!("{}: {s:?} {options:?}", gpu.name);
+            };
+            let width = ctx.caps.subgroup.map_or(u32::MAX, |(min, _)| min);
+            if tiles.shuffles && tiles.lanes > width {
+                continue;
+            }
+            seen.insert((tiles.lanes, tiles.rows, tiles.shuffles));
+            let mut problem = Problem::new(s, options);
+            if seed % 2 == 0 {
+                problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
+            }
+            println!("seed {}: {}, {tiles:?}", 7000 + seed, gpu.name);
+            problem.check(gpu, &mut rng);
+            gpu.ctx.forget_kernels();
+        }
+    }
+    println!("lanes, rows and shuffles: {seen:?}");
+    let lanes: BTreeSet<u32> = seen.iter().map(|x| x.0).collect();
+    let rows: BTreeSet<u32> = seen.iter().map(|x| x.1).collect();
+    assert!(lanes.is_superset(&[4, 8, 16].into()) && rows.is_superset(&[1, 2, 4, 8].into()));
+    assert!(seen.iter().any(|x| !x.2) && (seen.iter().any(|x| x.2) || devices().iter().all(|d| d.ctx.caps.subgroup.is_none())));
 }
 
 /// Options, sizes and views at random, as on a GPU.
@@ -1537,7 +1600,7 @@ fn random_problems_for_gpus() {
             ..random_options(&mut rng, gpu)
         };
         println!("seed {}: {}", 9000 + seed, gpu.name);
-        expect_tiled(gpu, s, &options);
+        expect_for_gpu(gpu, s, &options);
         let mut problem = Problem::new(s, options);
         problem.layouts = problem.layouts.map(|l| random_layout(&mut rng, l.shape));
         problem.check(gpu, &mut rng);

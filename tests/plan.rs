@@ -126,6 +126,7 @@ fn blocks_do_not_depend_on_the_rows() {
                                 [tiles.block_k, u32::from(lazy), 0, 0]
                             }
                             Schedule::Tiled(t) => [t.lanes_k, t.keys, t.depth, t.part],
+                            other => panic!("{other:?}"),
                         }
                     };
                     for rows in [2, 33, 64, 65, 1000, 100_000] {

@@ -323,7 +323,7 @@ impl AttentionPlan {
         }
         distinct_outputs(ctx, OP, &outputs, &inputs)?;
         let group = s.heads / s.heads_kv;
-        let rows = self.rows();
+        let rows = self.schedule().rows();
         // also checks that none of a table's parts is given without being planned for
         let table = table::build(op, &s, args, pages, group, rows, self.split)?;
         let variant = Variant {
@@ -419,7 +419,7 @@ impl AttentionPlan {
             .collect::<Result<Vec<_>>>()?;
         let group = s.heads / s.heads_kv;
         let rows_q = u64::from(s.seq_q) * u64::from(group);
-        let rows = u64::from(self.rows());
+        let rows = u64::from(self.schedule().rows());
         let number = |what, need: u64| {
             u32::try_from(need).map_err(|_| Error::Limit {
                 op: OP,

@@ -26,7 +26,7 @@ pub use append::{KvAppend, KvAppendArgs, KvAppendPlan, KvAppendShape};
 pub use merge::{Merge, MergeArgs, MergePlan, MergeShape};
 pub use plan::AttentionPlan;
 pub use quantize::{Quantized, quantize};
-pub use schedule::{RegisterTiles, Schedule};
+pub use schedule::{GroupTiles, RegisterTiles, Schedule};
 pub use triple::{TripleArgs, TripleAttention, TriplePlan, TripleShape};
 
 use crate::{DType, TensorView};
@@ -168,7 +168,7 @@ pub enum Split {
     /// One workgroup for all keys.
     Never,
     /// Cut at every multiple of so many keys, a multiple of 64. The bits of a row depend on this
-    /// number and the row's own keys, on a CPU also on whether more than four rows share a key head,
+    /// number and the row's own keys, on whether more than eight rows share a key head (four on a CPU),
     /// never on the other sequences of the batch.
     Keys(u32),
 }

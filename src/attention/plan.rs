@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::{
     Algorithm, Attention, AttentionShape, BiasPositions, CausalAlignment, MAX_HEAD_DIM, MAX_SEQ,
-    Mask, OP, RegisterTiles, SPLIT_KEYS, Schedule, Split, Tiles, merge,
+    Mask, OP, GroupTiles, RegisterTiles, SPLIT_KEYS, Schedule, Split, Tiles, merge,
 };
 use crate::{
     Caps, Context, DType, Error, Result, Tier,
     caps::UNROLLED,
-    element::TensorDecl,
+    element::{Eights, TensorDecl},
     home::Home,
     shader::{Key, Source, source},
     texels,
@@ -18,6 +18,7 @@ use crate::{
 
 const FLASH: Source = source!("attention/flash.wgsl");
 const DECODE: Source = source!("attention/decode.wgsl");
+const GROUPS: Source = source!("attention/groups.wgsl");
 const TILED: Source = source!("attention/tiled.wgsl");
 const SCORES: Source = source!("attention/unfused_scores.wgsl");
 const SOFTMAX: Source = source!("attention/unfused_softmax.wgsl");
@@ -95,8 +96,8 @@ impl Attention {
     /// [`Attention::design`], with the tiles that the context's table has for it.
     fn design_tuned(&self, ctx: &Context, shape: AttentionShape) -> Result<AttentionPlan> {
         let caps = &ctx.caps;
-        let rows = !self.decodes(caps, &shape) && self.register_tiles(caps, &shape).is_none();
-        let tunable = self.tunable() && rows;
+        let tunable = self.tunable() && self.for_gpu(caps, &shape).is_none();
+        let tunable = tunable && !self.decodes(caps, &shape);
         let tuned = tunable.then(|| ctx.tuning()).flatten().and_then(|table| {
             let entry = table.entries.get(&self.tuning_key(caps, &shape))?;
             let &Tuned::Attention { workgroup, queries, block_k } = entry else {
@@ -149,7 +150,7 @@ impl Attention {
             return vec![self.decode_tiles(caps, shape)];
         }
         let own = self.fit(caps, shape, select_tiles(caps, shape, self.texels(caps, shape)));
-        if self.register_tiles(caps, shape).is_some() {
+        if self.for_gpu(caps, shape).is_some() {
             return vec![own];
         }
         let most = caps.unrolled.max(unrolled(&own));
@@ -180,14 +181,14 @@ impl Attention {
         self.check_options(caps, &shape)?;
         let split = self.split_keys(&shape);
         let decode = self.decodes(caps, &shape);
-        let register_tiles = self.register_tiles(caps, &shape);
+        let for_gpu = self.for_gpu(caps, &shape);
         let mut tiles = match self.tiles {
             Some(tiles) => check_tiles(caps, &shape, tiles)?,
             None if decode => self.decode_tiles(caps, &shape),
             None => self.fit(caps, &shape, select_tiles(caps, &shape, self.texels(caps, &shape))),
         };
         if let Some(most) = self.most_block(&shape)
-            && register_tiles.is_none()
+            && for_gpu.is_none()
             && (!tiles.block_k.is_power_of_two() || tiles.block_k > most)
         {
             return Err(Error::shape(
@@ -219,7 +220,7 @@ impl Attention {
             }
             keys = longest(caps, &shape, self.algorithm, tiles, stage_rolled);
         }
-        if u64::from(pass) > keys && register_tiles.is_none() {
+        if u64::from(pass) > keys && for_gpu.is_none() {
             return Err(Error::Limit {
                 op: OP,
                 what: "keys in one pass on this driver",
@@ -247,14 +248,14 @@ impl Attention {
             tile_k,
             stage_rolled,
             few: few(caps, &shape),
-            schedule: match register_tiles {
-                Some(tiles) => Schedule::Tiled(tiles),
+            schedule: match for_gpu {
+                Some(schedule) => schedule,
                 None if decode => Schedule::Decode(tiles),
                 None => Schedule::Rows(tiles),
             },
             wide_loads: caps.wide_loads,
             lazy,
-            texels: register_tiles.is_none() && self.texels(caps, &shape),
+            texels: for_gpu.is_none() && self.texels(caps, &shape),
             split,
             home: None,
         };
@@ -355,6 +356,11 @@ impl Attention {
         Ok(())
     }
 
+    /// Type of keys and values.
+    fn kv_dtype(&self) -> DType {
+        if self.quantized.is_some() { DType::I8 } else { self.dtype }
+    }
+
     /// Whether a table says where sequences lie.
     pub(super) fn ragged(&self) -> bool {
         self.packed || self.key_lengths
@@ -427,18 +433,30 @@ impl Attention {
             && shape.head_dim_v.is_multiple_of(8)
     }
 
-    /// The tiles with which a GPU computes this problem, if it is one and they fit.
-    fn register_tiles(&self, caps: &Caps, shape: &AttentionShape) -> Option<RegisterTiles> {
-        // SwiftShader's compiler takes minutes and gigabytes for such texts
+    /// How a GPU computes this problem, if it is one and its tiles fit.
+    fn for_gpu(&self, caps: &Caps, shape: &AttentionShape) -> Option<Schedule> {
         let able = !caps.is_cpu()
-            && caps.unrolled >= UNROLLED
             && self.algorithm == Algorithm::Flash
             && self.tiles.is_none()
             && !self.metric;
-        let pass = self.split_keys(shape).unwrap_or(u32::MAX).min(shape.seq_k);
-        able.then(|| RegisterTiles::choose(caps, shape))
+        if !able {
+            return None;
+        }
+        let parts = self.split_keys(shape);
+        let pass = u64::from(parts.unwrap_or(u32::MAX).min(shape.seq_k));
+        // as for a CPU: only where keys are shared out, and the rows are of one sequence
+        let few = (parts.is_some() && !self.packed)
+            .then(|| GroupTiles::choose(caps, shape, self.kv_dtype()))
+            .flatten();
+        if let Some(tiles) = few.filter(|tiles| pass <= tiles.longest(shape, caps.loop_trips)) {
+            return Some(Schedule::Groups(tiles));
+        }
+        // SwiftShader's compiler takes minutes and gigabytes for such texts
+        let tiled = (caps.unrolled >= UNROLLED).then(|| RegisterTiles::choose(caps, shape));
+        tiled
             .flatten()
-            .filter(|tiles| u64::from(pass) <= tiles.longest(shape, caps.loop_trips))
+            .filter(|tiles| pass <= tiles.longest(shape, caps.loop_trips))
+            .map(Schedule::Tiled)
     }
 
     /// Tiles of the decoding kernel: a workgroup is the lanes, and each of them has all `queries`.
@@ -668,15 +686,6 @@ impl AttentionPlan {
         self.schedule
     }
 
-    /// Rows of one workgroup.
-    pub(super) fn rows(&self) -> u32 {
-        match self.schedule {
-            Schedule::Rows(tiles) => tiles.workgroup * tiles.queries,
-            Schedule::Tiled(tiles) => tiles.tile_q(),
-            Schedule::Decode(tiles) => tiles.queries,
-        }
-    }
-
     /// Which kernels run.
     pub fn tier(&self) -> Tier {
         self.tier
@@ -786,6 +795,7 @@ impl AttentionPlan {
         let mut keys = vec![match self.schedule {
             Schedule::Rows(tiles) => self.flash_key(variant, tiles),
             Schedule::Tiled(tiles) => self.tiled_key(variant, tiles),
+            Schedule::Groups(tiles) => self.groups_key(variant, tiles),
             Schedule::Decode(tiles) => self.decode_key(variant, tiles),
         }];
         if self.split.is_some() {
@@ -802,11 +812,6 @@ impl AttentionPlan {
     fn output(&self, variant: Variant) -> TensorDecl {
         let vec4 = variant.aligned[2] && self.shape.head_dim_v.is_multiple_of(4);
         TensorDecl::new(self.options.dtype, vec4)
-    }
-
-    /// Type of keys and values.
-    fn kv_dtype(&self) -> DType {
-        if self.options.quantized.is_some() { DType::I8 } else { self.options.dtype }
     }
 
     /// What the kernels are given.
@@ -826,8 +831,8 @@ impl AttentionPlan {
         let bias_dtype = if variant.bias_f32 { DType::F32 } else { op.dtype };
         let mut tensors = vec![
             ("q", rows(op.dtype, variant.aligned[0], s.head_dim)),
-            ("k", rows(self.kv_dtype(), variant.aligned[1], s.head_dim)),
-            ("v", rows(self.kv_dtype(), variant.aligned[1], s.head_dim_v)),
+            ("k", rows(op.kv_dtype(), variant.aligned[1], s.head_dim)),
+            ("v", rows(op.kv_dtype(), variant.aligned[1], s.head_dim_v)),
             ("o", Some(o)),
             ("lse", f32_decl(true)),
             ("slopes", f32_decl(op.alibi)),
@@ -850,10 +855,7 @@ impl AttentionPlan {
         let (left, right) = op.reach();
         let bounded = |keys: i64| keys < i64::from(MAX_SEQ);
         // with bounds no later than the ends of the keys, every row sees every key of a whole block
-        let block = match self.schedule {
-            Schedule::Rows(tiles) | Schedule::Decode(tiles) => tiles.block_k,
-            Schedule::Tiled(tiles) => tiles.tile_k(),
-        };
+        let block = self.schedule.keys();
         let parts = self.split.is_none_or(|keys| keys.is_multiple_of(block));
         let whole = s.seq_k.is_multiple_of(block) && parts && !op.ragged();
         let partial = bounded(left) || bounded(right) || op.bias || op.visible || !whole;
@@ -888,7 +890,8 @@ impl AttentionPlan {
         let wide = self.wide_loads && variant.aligned8 && variant.beside == [false; 3];
         let mut tensors = self.tensors(variant);
         for (_, decl) in tensors.iter_mut().filter(|(name, _)| matches!(*name, "k" | "v")) {
-            *decl = decl.map(|decl| TensorDecl { wide, ..decl });
+            let eights = if wide { Eights::LongWords } else { Eights::No };
+            *decl = decl.map(|decl| TensorDecl { eights, ..decl });
         }
         let (d8, dv8) = (s.head_dim / 8, s.head_dim_v / 8);
         let mut spec = self.option_spec();
@@ -942,11 +945,43 @@ impl AttentionPlan {
         Key { source: TILED, entry: "tiled", spec, tensors: self.tensors(variant) }
     }
 
+    fn groups_key(&self, variant: Variant, t: GroupTiles) -> Key {
+        let (s, op) = (self.shape, self.options);
+        let number = |x: u32| format!("{x}u");
+        let [k_chunks, v_chunks] = [s.head_dim, s.head_dim_v].map(|dim| dim / t.chunk);
+        let wide = t.chunk == 8 && variant.aligned8 && variant.beside == [false; 3];
+        let mut tensors = self.tensors(variant);
+        for (_, decl) in tensors.iter_mut().filter(|(name, _)| matches!(*name, "k" | "v")) {
+            let eights = if wide { Eights::Words } else { Eights::No };
+            *decl = decl.map(|decl| TensorDecl { eights, ..decl });
+        }
+        let mut spec = self.option_spec();
+        spec.extend([
+            ("WORKGROUP", number(t.workgroup)),
+            ("LANES", number(t.lanes)),
+            ("ROWS", number(t.rows)),
+            ("BLOCK_K", number(t.block_k)),
+            ("SUBGROUP", t.shuffles.to_string()),
+            ("STEPS", number(t.lanes.ilog2())),
+            ("CHUNK", number(t.chunk / 4)),
+            ("DK", number(k_chunks)),
+            ("DV", number(v_chunks)),
+            ("K_CHUNKS", number(k_chunks.div_ceil(t.lanes))),
+            ("V_CHUNKS", number(v_chunks.div_ceil(t.lanes))),
+            ("K_WHOLE", k_chunks.is_multiple_of(t.lanes).to_string()),
+            ("WIDE", wide.to_string()),
+            ("ONE_PAGE", op.page_size.is_some_and(|size| size >= t.block_k).to_string()),
+            ("MASKED", (op.bias || op.visible).to_string()),
+            ("SHAPED", (op.softcap.is_some() || op.alibi).to_string()),
+        ]);
+        Key { source: GROUPS, entry: "groups", spec, tensors }
+    }
+
     fn flash_key(&self, variant: Variant, t: Tiles) -> Key {
         let (s, op) = (self.shape, self.options);
         let number = |x: u32| format!("{x}u");
         let (d4, dv4) = (s.head_dim.div_ceil(4), s.head_dim_v.div_ceil(4));
-        let kv_dtype = self.kv_dtype();
+        let kv_dtype = op.kv_dtype();
         let mut tensors = self.tensors(variant);
         let (left, right) = op.reach();
         let lanes = self.lanes;
@@ -967,7 +1002,8 @@ impl AttentionPlan {
             && subgroup
             && (d4 | dv4).is_multiple_of(2);
         for (_, decl) in tensors.iter_mut().filter(|(name, _)| matches!(*name, "k" | "v")) {
-            *decl = decl.map(|decl| TensorDecl { wide, ..decl });
+            let eights = if wide { Eights::LongWords } else { Eights::No };
+            *decl = decl.map(|decl| TensorDecl { eights, ..decl });
         }
         // two entries of a block of two are one load
         let pairs = op.bias

@@ -1,14 +1,16 @@
 //! Which kernel, and how the work is cut: one pure function of the device and the problem.
 
 use super::{AttentionShape, MAX_HEAD_DIM, Tiles};
-use crate::Caps;
+use crate::{Caps, DType, Tier};
 
 /// The kernel that a plan takes, and its tiles: [`AttentionPlan::schedule`](super::AttentionPlan::schedule).
 ///
 /// A CPU gets [`Rows`](Self::Rows), and [`Decode`](Self::Decode) for at most four rows that share a key
 /// head, with head sizes that are multiples of eight and keys shared out. A GPU gets
-/// [`Tiled`](Self::Tiled) for everything but a metric.
+/// [`Groups`](Self::Groups) for at most eight such rows where keys are shared out, with head sizes that are
+/// multiples of eight (of four in f32), and [`Tiled`](Self::Tiled) for everything else but a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Schedule {
     /// An invocation owns whole rows, keys are handed round by broadcasts or workgroup memory: for CPU
     /// drivers, and for options that the others do not take (`shaders/attention/flash.wgsl`).
@@ -16,9 +18,120 @@ pub enum Schedule {
     /// Two-dimensional register tiles over workgroup memory: for GPUs
     /// (`shaders/attention/tiled.wgsl`).
     Tiled(RegisterTiles),
-    /// Few rows: lanes share channels, not rows (`shaders/attention/decode.wgsl`).
+    /// Few rows on a CPU: lanes share channels, not rows (`shaders/attention/decode.wgsl`).
     Decode(Tiles),
+    /// Few rows on a GPU: groups of lanes share the channels of a key
+    /// (`shaders/attention/groups.wgsl`).
+    Groups(GroupTiles),
 }
+
+impl Schedule {
+    /// Rows of one workgroup: a row is a query of one of the heads that share a key head.
+    pub fn rows(&self) -> u32 {
+        match self {
+            Self::Rows(tiles) => tiles.workgroup * tiles.queries,
+            Self::Tiled(tiles) => tiles.tile_q(),
+            Self::Groups(tiles) => tiles.rows,
+            Self::Decode(tiles) => tiles.queries,
+        }
+    }
+
+    /// Keys between two corrections of the references, of a workgroup.
+    pub fn keys(&self) -> u32 {
+        match self {
+            Self::Rows(tiles) | Self::Decode(tiles) => tiles.block_k,
+            Self::Tiled(tiles) => tiles.tile_k(),
+            Self::Groups(tiles) => tiles.tile_k(),
+        }
+    }
+}
+
+/// Tiles of [`Schedule::Groups`]: a workgroup owns `rows` rows, and `workgroup / lanes` groups of its
+/// invocations pass over `block_k` keys each at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GroupTiles {
+    /// Invocations of a workgroup.
+    pub workgroup: u32,
+    /// Invocations that share the channels of a key: a power of two.
+    pub lanes: u32,
+    /// Rows of a workgroup.
+    pub rows: u32,
+    /// Keys of a group at a time.
+    pub block_k: u32,
+    /// Channels that a lane has side by side: 16 bytes, or 8 of bytes.
+    pub chunk: u32,
+    /// Lanes add up by subgroup operations, not through workgroup memory.
+    pub shuffles: bool,
+}
+
+impl GroupTiles {
+    /// The most rows that are few.
+    const MOST_ROWS: u64 = 8;
+
+    /// The tiles for a problem on a GPU whose keys and values are `dtype`; `None` if its rows are too
+    /// many, or are no whole chunks.
+    ///
+    /// All but `rows` depends on the heads and their sizes alone, so that a row's bits do not depend on
+    /// the number of queries.
+    pub(super) fn choose(caps: &Caps, shape: &AttentionShape, dtype: DType) -> Option<Self> {
+        let pack = shape.heads / shape.heads_kv.max(1);
+        let rows = u64::from(shape.seq_q) * u64::from(pack);
+        let chunk = if dtype == DType::F32 { 4 } else { 8 };
+        let dims = [shape.head_dim, shape.head_dim_v];
+        if rows > Self::MOST_ROWS || dims.iter().any(|&d| d == 0 || !d.is_multiple_of(chunk)) {
+            return None;
+        }
+        // what a lane holds of queries and outputs, and how few lanes are better than more rows
+        let (floats, lanes) = match Registers::of(caps) {
+            Registers::Few => (40, [4, 8, 16, 16]),
+            Registers::Many | Registers::ManyUnrolled => (128, [4, 8, 16, 32]),
+        };
+        let most = if pack > 4 { 8 } else { 4 };
+        let held = |rows: u32, lanes: u32| {
+            dims.iter().map(|dim| rows * chunk * (dim / chunk).div_ceil(lanes)).sum::<u32>()
+        };
+        let (most, lanes) = [most, most / 2, most / 4, 1]
+            .into_iter()
+            .flat_map(|rows| lanes.map(|lanes| (rows, lanes)))
+            .chain([(1, 32)])
+            .find(|&(rows, lanes)| rows <= lanes && held(rows, lanes) <= floats)?;
+        #[expect(clippy::cast_possible_truncation, reason = "at most eight")]
+        let rows = (rows.max(1).next_power_of_two() as u32).min(most);
+        let subgroup = caps.subgroup.filter(|_| caps.tier == Tier::Subgroup);
+        let tiles = Self {
+            workgroup: subgroup.map_or(128, |(_, max)| max.max(128)),
+            lanes,
+            rows,
+            block_k: if most == 8 { 2 } else { 4 },
+            chunk,
+            shuffles: subgroup.is_some_and(|(min, _)| min >= lanes),
+        };
+        let env = |n: &str, d: u32| std::env::var(n).ok().and_then(|x| x.parse().ok()).unwrap_or(d); //TMP
+        let tiles = Self { lanes: env("TW_LANES", tiles.lanes), rows: env("TW_ROWS", tiles.rows), block_k: env("TW_BK", tiles.block_k), shuffles: env("TW_SH", tiles.shuffles.into()) != 0, ..tiles }; //TMP
+        let fits = tiles.workgroup <= caps.invocations && tiles.bytes() <= caps.workgroup_storage;
+        fits.then_some(tiles)
+    }
+
+    /// Keys of a tile.
+    pub fn tile_k(&self) -> u32 {
+        self.workgroup / self.lanes * self.block_k
+    }
+
+    /// Bytes of workgroup memory.
+    pub fn bytes(&self) -> u32 {
+        self.rows * self.block_k / 4 * self.workgroup * 16
+    }
+
+    /// The most keys that one pass can visit within so many loop trips.
+    pub(super) fn longest(&self, shape: &AttentionShape, trips: u64) -> u64 {
+        // at the end two loops over the groups for each row, and one for each round of outputs
+        let vectors = (shape.head_dim_v / self.chunk).div_ceil(self.lanes) * self.chunk / 4;
+        let loops = 2 * self.rows + vectors * 4 / self.block_k;
+        let end = u64::from(self.workgroup / self.lanes) * u64::from(loops);
+        trips.saturating_sub(end).saturating_mul(self.tile_k().into())
+    }
+}
+
 
 /// Tiles of [`Schedule::Tiled`]: a workgroup of `lanes_k * lanes_q` invocations owns `lanes_q * rows` rows
 /// and passes over `lanes_k * keys` keys at a time.
