@@ -159,6 +159,7 @@ finish() {
     fi
     printf '\n'
     cat "$out/report.md"
+    if [ $cut -gt 0 ]; then printf '\n%s\n' 'a part that was cut gets more time by --minutes, and less to do by --quick'; fi
     printf '\nreport in %s\n%s failed, %s cut, %s skipped\n' "$out/report.md" $failed $cut $skipped
     [ $failed -eq 0 ]
     exit
