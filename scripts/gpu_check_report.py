@@ -199,7 +199,8 @@ def write(folder):
     reports = benches(folder)
     about, found = torch_lines(folder)
     known = dict(facts)
-    name = known.get("adapter", "no adapter").split(", ")[0]
+    # without its kind and its driver
+    name = known["adapter"].split("; ")[0].rsplit(", ", 1)[0] if "adapter" in known else "no adapter"
     lines = [f"# GPU check: {name}", ""]
     lines += table(["", ""], facts)
     count = {word: sum(1 for p in parts if p[1] == word) for word in ("ok", "FAILED", "cut", "skipped")}
