@@ -95,6 +95,13 @@ if step build cargo test --locked --all-features --no-run; then
     step 'its program, format' cargo fmt "${gpu_compile[@]}" --check
     gpu_compile+=(--locked --target-dir "${CARGO_TARGET_DIR:-target}/gpu-compile")
     step 'its program, tests' cargo test "${gpu_compile[@]}"
+    # stand-ins for tilewise and torch
+    if command -v python3 >/dev/null; then
+        step 'check of GPUs, its own tests' python3 tests/gpu_check.py
+    else
+        printf '\n== check of GPUs, its own tests: skipped, no python3\n'
+        skipped=$((skipped + 1))
+    fi
     # on the machine's own choice of adapter
     step demo env -u VK_ADD_DRIVER_FILES "$tilewise" demo --out "$logs/demo"
     if compgen -G 'benches/*.rs' >/dev/null; then

@@ -9,7 +9,7 @@ mod routes;
 
 use std::{
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -91,6 +91,10 @@ pub(crate) struct Args {
     /// much a tuning table gains. Needs a table: --tuning, or the adapter's own
     #[arg(long, conflicts_with = "routes")]
     gain: bool,
+    /// Time the first use of each case as well, and a second one: planned, compiled, tensors
+    /// uploaded, run once. Drivers keep what they compiled; their caches are switched off from outside
+    #[arg(long, conflicts_with_all = ["routes", "dump_wgsl"])]
+    first_use: bool,
     /// Run nothing: write the WGSL text of every kernel of the cases into DIR, each text once
     #[arg(long, value_name = "DIR",
         conflicts_with_all = ["routes", "json", "csv", "plot", "baseline", "gain", "samples"])]
@@ -183,7 +187,9 @@ pub(crate) fn run(args: &Args, target: Target<'_>, table: Option<&str>) -> Resul
     let mut results = Vec::new();
     for case in &cases {
         bar.set_message(format!("{} {}", case.op.name(), case.shape));
+        let uses = args.first_use.then(|| uses(&ctx, case, args.dtype)).transpose()?;
         let row = measure(&ctx, case, args.dtype, samples, args.quick)?;
+        let row = Row { first_use: uses.map(|u| u[0]), second_use: uses.map(|u| u[1]), ..row };
         results.push(match args.gain {
             true => with_planner(&ctx, case, args, samples, row)?,
             false => row,
@@ -306,6 +312,20 @@ pub(crate) fn judged(
     Ok((ready, error))
 }
 
+/// Seconds from nothing to one finished call, twice: what the first takes beyond the second is
+/// specialising and compiling.
+fn uses(ctx: &Context, case: &Case, dtype: DType) -> Result<[f64; 2], Failure> {
+    let mut took = [0.0; 2];
+    for seconds in &mut took {
+        let started = Instant::now();
+        let name = || format!("{} {}", case.op.name(), case.shape);
+        let ready = case.ready(ctx, dtype, 0.0).map_err(|e| format!("{}: {e}", name()))?;
+        time_encoder(ctx, 1, |encoder| (ready.runs[0])(encoder))?;
+        *seconds = started.elapsed().as_secs_f64();
+    }
+    Ok(took)
+}
+
 /// Compiles a case's kernels: plans it and records one call, which is dropped.
 fn record(ctx: &Context, case: &Case, dtype: DType) -> Result<(), Failure> {
     let name = || format!("{} {}", case.op.name(), case.shape);
@@ -371,6 +391,8 @@ fn measure(
         bound: String::new(),
         fraction: 0.0,
         error,
+        first_use: None,
+        second_use: None,
         planner: None,
     })
 }

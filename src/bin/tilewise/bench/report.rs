@@ -86,6 +86,11 @@ pub(crate) struct Row {
     pub(crate) fraction: f64,
     /// Relative RMS error against the f64 reference, at sampled places.
     pub(crate) error: f64,
+    /// With `--first-use`: seconds of a first use and of a second: planned, tensors uploaded, run once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) first_use: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) second_use: Option<f64>,
     /// With `--gain`: median seconds with the planner's own tiles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) planner: Option<f64>,
@@ -281,6 +286,8 @@ mod tests {
             bound: String::new(),
             fraction: 1.0,
             error: 0.0,
+            first_use: None,
+            second_use: None,
             planner: None,
         }
     }
