@@ -391,7 +391,10 @@ impl TensorDecl {
         let (cell, two) = match self.dtype {
             DType::F32 => {
                 let at = "let at = i >> 2u;";
-                ("vec4<f32>", format!("{at} return array<vec4<f32>, 2>({name}[at], {name}[at + 1u]);"))
+                (
+                    "vec4<f32>",
+                    format!("{at} return array<vec4<f32>, 2>({name}[at], {name}[at + 1u]);"),
+                )
             }
             DType::F16 | DType::BF16 => {
                 let half = |words: &str| format!("{}(w.{words})", self.decode4());

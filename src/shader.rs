@@ -103,7 +103,9 @@ impl Key {
 
     /// Whether this is WGSL, not naga's extension of it.
     pub(crate) fn is_portable(&self) -> bool {
-        let words = |decl: TensorDecl| decl.eights == Eights::LongWords || (decl.pairs && decl.dtype == DType::F32);
+        let words = |decl: TensorDecl| {
+            decl.eights == Eights::LongWords || (decl.pairs && decl.dtype == DType::F32)
+        };
         self.tensors.iter().all(|(_, decl)| !decl.is_some_and(words))
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Algorithm, Attention, AttentionShape, BiasPositions, CausalAlignment, MAX_HEAD_DIM, MAX_SEQ,
-    Mask, OP, GroupTiles, RegisterTiles, SPLIT_KEYS, Schedule, Split, Tiles, merge,
+    Algorithm, Attention, AttentionShape, BiasPositions, CausalAlignment, GroupTiles, MAX_HEAD_DIM,
+    MAX_SEQ, Mask, OP, RegisterTiles, SPLIT_KEYS, Schedule, Split, Tiles, merge,
 };
 use crate::{
     Caps, Context, DType, Error, Result, Tier,

@@ -81,16 +81,16 @@ impl GroupTiles {
         if rows > Self::MOST_ROWS || dims.iter().any(|&d| d == 0 || !d.is_multiple_of(chunk)) {
             return None;
         }
-        // what a lane holds of queries and outputs, and how few lanes are better than more rows
-        let (floats, lanes) = match Registers::of(caps) {
-            Registers::Few => (40, [4, 8, 16, 16]),
-            Registers::Many | Registers::ManyUnrolled => (128, [4, 8, 16, 32]),
+        // what a lane holds of queries and outputs, how many rows at most, and lanes that share a key
+        let (floats, most, lanes) = match (Registers::of(caps), pack) {
+            (Registers::Few, _) => (40, 2, [4, 8, 16, 16]),
+            (_, ..=4) => (128, 4, [4, 8, 16, 32]),
+            _ => (128, 8, [4, 8, 16, 32]),
         };
-        let most = if pack > 4 { 8 } else { 4 };
         let held = |rows: u32, lanes: u32| {
             dims.iter().map(|dim| rows * chunk * (dim / chunk).div_ceil(lanes)).sum::<u32>()
         };
-        let (most, lanes) = [most, most / 2, most / 4, 1]
+        let (most, lanes) = [most, most / 2, 1]
             .into_iter()
             .flat_map(|rows| lanes.map(|lanes| (rows, lanes)))
             .chain([(1, 32)])
@@ -106,8 +106,6 @@ impl GroupTiles {
             chunk,
             shuffles: subgroup.is_some_and(|(min, _)| min >= lanes),
         };
-        let env = |n: &str, d: u32| std::env::var(n).ok().and_then(|x| x.parse().ok()).unwrap_or(d); //TMP
-        let tiles = Self { lanes: env("TW_LANES", tiles.lanes), rows: env("TW_ROWS", tiles.rows), block_k: env("TW_BK", tiles.block_k), shuffles: env("TW_SH", tiles.shuffles.into()) != 0, ..tiles }; //TMP
         let fits = tiles.workgroup <= caps.invocations && tiles.bytes() <= caps.workgroup_storage;
         fits.then_some(tiles)
     }
@@ -131,7 +129,6 @@ impl GroupTiles {
         trips.saturating_sub(end).saturating_mul(self.tile_k().into())
     }
 }
-
 
 /// Tiles of [`Schedule::Tiled`]: a workgroup of `lanes_k * lanes_q` invocations owns `lanes_q * rows` rows
 /// and passes over `lanes_k * keys` keys at a time.

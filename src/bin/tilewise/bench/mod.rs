@@ -6,6 +6,7 @@ pub(crate) mod problem;
 mod report;
 mod route_cases;
 mod routes;
+mod variants;
 
 use std::{
     path::{Path, PathBuf},
@@ -103,6 +104,10 @@ pub(crate) struct Args {
     #[arg(long = "as", value_name = "CARD", value_parser = adapter::card, requires = "dump_wgsl",
         conflicts_with_all = ["adapter", "class", "tuning"])]
     card: Option<&'static Card>,
+    /// With attention and --as: instead of the cases, a text for each option, head size and way of
+    /// decoding
+    #[arg(long, requires = "card", conflicts_with_all = ["shape", "quick"])]
+    variants: bool,
     /// With gaunt: every route over the degrees, side by side; --plot writes an SVG
     #[arg(long, conflicts_with_all = ["shape", "dtype", "tier", "quick"])]
     routes: bool,
@@ -133,6 +138,9 @@ pub(crate) fn run(args: &Args, target: Target<'_>, table: Option<&str>) -> Resul
         }
         return routes::run(args, target);
     }
+    if args.variants && args.op != Op::Attention {
+        return Err(format!("--variants is of attention, not of {}", args.op.name()).into());
+    }
     // mistakes come out before minutes are spent
     let cases = cases(args)?;
     let baseline = args.baseline.as_deref().map(Report::read).transpose()?;
@@ -159,6 +167,12 @@ pub(crate) fn run(args: &Args, target: Target<'_>, table: Option<&str>) -> Resul
     }
     if let Some(dir) = &args.dump_wgsl {
         let mut texts = Texts::open(dir)?;
+        if let (true, Some(card)) = (args.variants, args.card) {
+            let count = variants::dump(card, args.tier, args.dtype, &mut texts)?;
+            texts.finish()?;
+            println!("the texts of {count} problems are in {}", dir.display());
+            return Ok(true);
+        }
         for case in &cases {
             // a card costs nothing to open again: what it compiled is of this case
             if let Some(card) = args.card {
