@@ -11,6 +11,7 @@
 #   --op OP           only kernels of attention, linear, neighborhood, gaunt, fft or relative
 #   --json FILE       every figure
 #   --markdown FILE   the tables of docs/GPUS.md, between the markers of that file
+#   --texts DIR       these texts instead, DIR/CARD/SET/ as tilewise bench --as CARD --dump-wgsl writes SET
 #   --quick           rdna3, ada and dg2, kernels of the benches: two to three minutes on two slow cores;
 #                     everything takes some twenty-five
 #   --assembly DIR    what the compilers wrote
@@ -25,7 +26,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-cards='' op='' json='' markdown='' assembly='' quick=false
+cards='' op='' json='' markdown='' assembly='' texts='' quick=false
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) quick=true ;;
@@ -33,7 +34,7 @@ while [ $# -gt 0 ]; do
             sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
             exit 0
             ;;
-        --cards | --op | --json | --markdown | --assembly)
+        --cards | --op | --json | --markdown | --assembly | --texts)
             if [ $# -lt 2 ]; then
                 echo "gpu-compile: $1 has no value" >&2
                 exit 2
@@ -158,7 +159,12 @@ cc -O1 -Wall -shared -fPIC -I"$work/include" -I"$work/include/libdrm" -o "$stub"
     tools/gpu-compile/xe_stub.c -ldl 2>"$work/log" || tail -n 3 "$work/log"
 
 tilewise=${TILEWISE:-$target/debug/tilewise}
-if [ ! -x "$tilewise" ]; then
+if [ -n "$texts" ]; then
+    if [ ! -d "$texts" ]; then
+        echo "gpu-compile: no folder $texts" >&2
+        exit 2
+    fi
+elif [ ! -x "$tilewise" ]; then
     echo "building tilewise"
     cargo build --quiet --locked --all-features --bin tilewise || exit 1
 fi
@@ -175,9 +181,17 @@ dump() { # CARD SET COMMAND...
 }
 bench=${op:-all}
 for card in ${cards//,/ }; do
+    if [ -n "$texts" ]; then continue; fi
     # benches have none of relative attention
     if [ "$op" != relative ]; then dump "$card" bench-f32 bench "$bench"; fi
     if ! $quick; then
+        case $op in
+            '' | attention)
+                for dtype in f32 f16; do
+                    dump "$card" "variants-$dtype" bench attention --variants --dtype $dtype
+                done
+                ;;
+        esac
         if [ "$op" != relative ] && [ "$op" != fft ]; then dump "$card" bench-f16 bench "$bench" --dtype f16; fi
         dump "$card" golden-f32 conformance --cases tests/golden
         dump "$card" golden-f16 conformance --cases tests/golden --dtype f16
@@ -189,6 +203,6 @@ if [ -n "$json" ]; then options+=(--json "$json"); fi
 if [ -n "$markdown" ]; then options+=(--markdown "$markdown" --date "$(date +%F)"); fi
 if [ -n "$assembly" ]; then options+=(--assembly "$assembly"); fi
 if [ -n "$op" ]; then options+=(--kernels "$op"); fi
-"$tool" --texts "$work/texts" --cards "$cards" --compilers "$compilers" --stub "$stub" --work "$work" \
+"$tool" --texts "${texts:-$work/texts}" --cards "$cards" --compilers "$compilers" --stub "$stub" --work "$work" \
     --budgets tools/gpu-compile/budgets.json --seconds "${TILEWISE_GPU_COMPILE_SECONDS:-300}" \
     ${options[@]+"${options[@]}"}

@@ -48,7 +48,7 @@ fn mistakes_are_named() {
     let (broken, foreign) =
         (file("broken.json", "{\"schema\": 1"), file("foreign.json", "{\"schema\": 99}"));
     let (broken, foreign) = (broken.as_str(), foreign.as_str());
-    let table: [(&[&str], &str); 34] = [
+    let table: [(&[&str], &str); 40] = [
         (&["conformance"], "--cases <DIR>"),
         (&["conformance", "--cases", golden, "--report", "a.txt"], "ends in .html or .json"),
         (&["conformance", "--cases", golden, "--poison=0"], "0 is not in 1..=4096"),
@@ -77,6 +77,12 @@ fn mistakes_are_named() {
             "[possible values: portable, subgroup]",
         ),
         (&["conformance", "--cases", golden, "--as", "ada"], "--dump-wgsl <DIR>"),
+        (&["bench", "fft", "--variants", "--as", "ada", "--dump-wgsl", empty], "is of attention"),
+        (&["bench", "attention", "--variants"], "--as <CARD>"),
+        (&["inspect", "attention"], "--shape"),
+        (&["inspect", "all", "--shape", "seq=4"], "one operator"),
+        (&["inspect", "fft", "--shape", "m=4"], "m"),
+        (&["inspect", "fft", "--shape", "n=64", "--as", "voodoo"], "voodoo"),
         (
             &["bench", "fft", "--as", "voodoo", "--dump-wgsl", empty],
             "no such card; there are: rdna2 rdna3",
@@ -351,6 +357,33 @@ fn texts_are_written_for_cards_that_are_not_here() {
     let having = |texts: &[String], word: &str| texts.iter().filter(|t| t.contains(word)).count();
     assert_eq!([&ada, &browser].map(|texts| having(texts, "subgroup_invocation_id")), [1, 0]);
     assert_eq!([&ada, &browser].map(|texts| having(texts, "const DEPTH: u32 = 32u;")), [1, 0]);
+}
+
+/// A plan's kernels are told card by card; each way of attention has a text.
+#[test]
+fn kernels_are_inspected_on_cards_that_are_not_here() {
+    let decode = "seq=1,keys=4096,heads=32,heads_kv=8,dim=128";
+    let args = ["inspect", "attention", "--shape", decode, "--dtype", "f16", "--no-compilers"];
+    let output = tilewise(&[&args[..], &["--as", "ada,browser", "--constants"]].concat());
+    let (said, why) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{why}");
+    let (ada, browser) = said.split_once("browser: ").expect("both are told");
+    for (card, memory) in [(ada, 8192), (browser, 4096)] {
+        let line = card.lines().find(|l| l.contains("attention/groups:groups:")).expect(&said);
+        assert!(line.contains(&format!("128 invocations, {memory} bytes")), "{line}");
+        assert!(card.contains(" HEAD_DIM=128u "), "{card}");
+    }
+    assert!(ada.contains("SUBGROUP=true") && browser.contains("SUBGROUP=false"));
+
+    let dir = folder("variants");
+    let place = dir.to_str().expect("a plain path");
+    let output =
+        tilewise(&["bench", "attention", "--variants", "--as", "ada", "--dump-wgsl", place]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let list = std::fs::read_to_string(dir.join("index.json")).expect("there is a list");
+    for problem in ["prefill 64/64 causal, f32", "decode 128 group 4 int8 pages, f32"] {
+        assert!(list.contains(&format!("attention {problem}")), "{problem}");
+    }
 }
 
 #[test]

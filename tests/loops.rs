@@ -62,6 +62,12 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
         ("for (var p = 0u; p < parts; p++) {", Planner("merge")),
         ("for (var p = 0u; p < parts; p++) {", Planner("parts")),
     ]),
+    ("attention/groups.wgsl", &[
+        ("for (var start = begin; start < reach.last; start += TILE_K) {", Planner("groups")),
+        ("for (var g = 1u; g < GROUPS; g++) {", Planner("groups")),
+        ("for (var g = 0u; g < GROUPS; g++) {", Planner("groups")),
+        ("for (var g = 0u; g < GROUPS; g++) {", Planner("groups")),
+    ]),
     ("attention/tiled.wgsl", &[
         ("for (var start = begin; start < reach.last; start += TILE_K) {", Planner("tiled")),
         ("for (var slice = 0u; slice < SLICES; slice++) {", Planner("tiled")),
@@ -229,7 +235,8 @@ const PLANNERS: &[(&str, u64, Try)] = &[
     ("flash", 1500, |ctx| attention(ctx, Form::Flash, Split::Never, [64, 1 << 26])),
     // what takes more is given to flash, which refuses it
     ("tiled", 1500, |ctx| attention(ctx, Form::Flash, Split::Never, [64, 1 << 26])),
-    ("decode", 1500, |ctx| attention(ctx, Form::Flash, Split::Never, [1, 1 << 26])),
+    ("decode", 1500, |ctx| attention(ctx, Form::Flash, Split::Keys(1 << 26), [1, 1 << 26])),
+    ("groups", 1500, |ctx| attention(ctx, Form::Flash, Split::Keys(1 << 26), [8, 1 << 26])),
     ("parts", 1500, |ctx| attention(ctx, Form::Flash, Split::Keys(64), [1, 751 * 64])),
     ("unfused", 1500, |ctx| attention(ctx, Form::Unfused, Split::Never, [1, 501])),
     ("merge", 1500, |ctx| {
@@ -316,8 +323,8 @@ fn attention(ctx: &Context, algorithm: Form, split: Split, [seq_q, seq_k]: [u32;
         seq_k,
         heads: 1,
         heads_kv: 1,
-        head_dim: 4,
-        head_dim_v: 4,
+        head_dim: 8,
+        head_dim_v: 8,
     };
     Attention { algorithm, split, ..Default::default() }.plan(ctx, shape).map(drop)
 }

@@ -44,10 +44,14 @@ fn kernels() -> Vec<(String, String)> {
         .filter(|(name, _)| name.starts_with("lib/"))
         .map(|(_, text)| format!("\n{text}"))
         .collect();
+    // a part is valid within the kernels that include it, in their order
+    let part = |name: &str| {
+        files.iter().any(|(_, text)| text.lines().any(|l| l == format!("// @include {name}")))
+    };
     files
-        .into_iter()
-        .filter(|(name, _)| !name.starts_with("lib/"))
-        .map(|(name, text)| (name, first_parts(&included(&text)) + &lib))
+        .iter()
+        .filter(|(name, _)| !name.starts_with("lib/") && !part(name))
+        .map(|(name, text)| (name.clone(), first_parts(&included(text)) + &lib))
         .collect()
 }
 

@@ -6,6 +6,7 @@ mod conformance;
 mod demo;
 mod devices;
 mod expected;
+mod inspect;
 mod report;
 mod simulate;
 mod texts;
@@ -37,6 +38,7 @@ Examples:
   tilewise bench all --quick --plot report.html
   tilewise tune
   tilewise simulate na --map 56x56 --kernel 7x7
+  tilewise inspect attention --shape seq=4096,dim=128 --as ada
 
 WGPU_BACKEND (vulkan, metal, dx12, gl) and WGPU_ADAPTER_NAME choose among adapters as in any wgpu
 program; RUST_LOG=info shows more."
@@ -66,6 +68,7 @@ enum Command {
     Bench(bench::Args),
     Tune(tune::Args),
     Simulate(simulate::Args),
+    Inspect(inspect::Args),
 }
 
 fn main() -> ExitCode {
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args, target, tuning),
         Command::Tune(args) => tune::run(args, target),
         Command::Simulate(args) => simulate::run(args, target),
+        Command::Inspect(args) => inspect::run(args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -135,7 +135,7 @@ pub(crate) fn into_document(old: &str, figures: &str) -> Result<String, String> 
     }
 }
 
-/// Tables of the benches' kernels: for each vendor, cards side by side.
+/// Tables of the benches' and variants' kernels: for each vendor, cards side by side.
 pub(crate) fn markdown(rows: &[Row], drivers: &BTreeMap<String, String>, date: &str) -> String {
     let mut out = format!("Of {date}.\n");
     for vendor in [Vendor::Amd, Vendor::Nvidia, Vendor::Intel] {
@@ -143,7 +143,7 @@ pub(crate) fn markdown(rows: &[Row], drivers: &BTreeMap<String, String>, date: &
         // kernels by problem, name and, where one problem has several of a name, their order
         let mut table: BTreeMap<(String, String, usize), BTreeMap<&str, String>> = BTreeMap::new();
         let mut seen: BTreeMap<(String, String, &str), usize> = BTreeMap::new();
-        for row in rows.iter().filter(|r| r.card.vendor == vendor && r.text.bench) {
+        for row in rows.iter().filter(|r| r.card.vendor == vendor && r.text.tabled) {
             if !cards.iter().any(|c| c.name == row.card.name) {
                 cards.push(row.card);
             }

@@ -13,8 +13,8 @@ pub(crate) struct Text {
     pub(crate) label: String,
     /// Problems that need it, those of the first folder first.
     pub(crate) problems: Vec<String>,
-    /// Whether a bench needs it.
-    pub(crate) bench: bool,
+    /// Whether it is of a bench's case or of a variant: one of the tables of docs/GPUS.md.
+    pub(crate) tabled: bool,
 }
 
 impl Text {
@@ -51,7 +51,8 @@ pub(crate) fn read(dir: &Path, card: &str, prefix: &str) -> Result<Vec<Text>, St
         let text = std::fs::read_to_string(&list).map_err(|e| said(&list, &e))?;
         let all: Value = serde_json::from_str(&text).map_err(|e| said(&list, &e))?;
         let all = all.as_object().ok_or_else(|| said(&list, &"no list of texts"))?;
-        let bench = set.file_name().is_some_and(|n| n.to_string_lossy().starts_with("bench"));
+        let name = set.file_name().unwrap_or_default().to_string_lossy();
+        let tabled = name.starts_with("bench") || name.starts_with("variants");
         for (file, kernel) in all {
             let label = kernel["label"].as_str().unwrap_or("").to_string();
             if !label.starts_with(prefix) {
@@ -63,7 +64,7 @@ pub(crate) fn read(dir: &Path, card: &str, prefix: &str) -> Result<Vec<Text>, St
                 path: set.join(file),
                 label,
                 problems: Vec::new(),
-                bench,
+                tabled,
             });
             for problem in problems {
                 if !text.problems.contains(&problem) {
@@ -74,7 +75,7 @@ pub(crate) fn read(dir: &Path, card: &str, prefix: &str) -> Result<Vec<Text>, St
     }
     let mut texts: Vec<Text> = found.into_values().collect();
     texts.sort_by(|a, b| {
-        (!a.bench, a.kernel(), &a.problems).cmp(&(!b.bench, b.kernel(), &b.problems))
+        (!a.tabled, a.kernel(), &a.problems).cmp(&(!b.tabled, b.kernel(), &b.problems))
     });
     Ok(texts)
 }

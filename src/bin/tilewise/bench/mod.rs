@@ -122,7 +122,7 @@ pub(crate) struct Args {
 }
 
 /// The element type of a name that clap has let pass.
-fn dtype(name: &str) -> DType {
+pub(crate) fn dtype(name: &str) -> DType {
     match name {
         "f16" => DType::F16,
         "bf16" => DType::BF16,
@@ -341,7 +341,7 @@ fn uses(ctx: &Context, case: &Case, dtype: DType) -> Result<[f64; 2], Failure> {
 }
 
 /// Compiles a case's kernels: plans it and records one call, which is dropped.
-fn record(ctx: &Context, case: &Case, dtype: DType) -> Result<(), Failure> {
+pub(crate) fn record(ctx: &Context, case: &Case, dtype: DType) -> Result<(), Failure> {
     let name = || format!("{} {}", case.op.name(), case.shape);
     let ready = case.ready(ctx, dtype, 0.0).map_err(|e| format!("{}: {e}", name()))?;
     let mut encoder = ctx.device.create_command_encoder(&Default::default());
