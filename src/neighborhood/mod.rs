@@ -63,7 +63,8 @@ pub enum RelativeBias {
 /// A key reaches the queries that see it and no others, NaN and infinities too, but for maps whose
 /// windows are so large that Mesa's llvmpipe before release 25 has no loop trips left to form sums anew
 /// ([`Caps::loop_trips`](crate::Caps::loop_trips)): there a query close by may have NaN as well. Scores
-/// with their bias beyond 2e38 either way count as that.
+/// with their bias beyond 2e38 either way count as that. Values may be up to 1e37 in size; below 1e-24 a
+/// driver that takes denormal numbers for 0 loses what weighs little.
 ///
 /// Special cases: `stride = kernel_size` is window attention ([`block`](Self::block)); kernel 1 on
 /// an axis attends along the other axes alone (axial attention); a kernel as long as every axis is
