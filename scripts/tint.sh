@@ -39,6 +39,12 @@ if [ -z "$dir" ]; then
         # shellcheck disable=SC2086
         "$tilewise" bench all --tuning off $options --dump-wgsl "$dir" | tail -n 1
     done
+    # what GPUs get, which need not be here: cut for large registers, and for what a browser tells
+    for card in ada browser; do
+        "$tilewise" bench attention --variants --as $card --dump-wgsl "$dir" | tail -n 1
+        "$tilewise" bench all --as $card --dtype f16 --dump-wgsl "$dir" | tail -n 1
+        "$tilewise" conformance --cases tests/golden --as $card --dump-wgsl "$dir" | tail -n 1
+    done
 fi
 count=$(find "$dir" -name '*.wgsl' 2>/dev/null | wc -l)
 if [ "$count" -eq 0 ]; then

@@ -10,7 +10,8 @@
 //! - an element that is read and was never written,
 //! - an index past the end.
 //!
-//! Integers and booleans that come from ids, constants and the uniform buffer are computed;
+//! Subgroups are taken to have 32 invocations, or all of a smaller workgroup. Integers and booleans that
+//! come from ids, constants and the uniform buffer are computed;
 //! whatever comes from other memory, and every float, is [`Value::Any`]. Both sides of a branch on
 //! such a value are taken. Where a loop or an index of workgroup memory depends on one the pass
 //! gives up with an error that says so. Storage buffers are not watched.
@@ -47,6 +48,7 @@ pub(crate) fn races(
         _ => return Err("expected one compute entry point".into()),
     };
     let lanes: u32 = entry.workgroup_size.iter().product();
+    let subgroup = lanes.min(32);
     let mut run = Run {
         module: &module,
         info: &info,
@@ -75,7 +77,10 @@ pub(crate) fn races(
                 let at = local(lane);
                 vector(std::array::from_fn(|a| group[a] * entry.workgroup_size[a] + at[a]))
             }),
-            // subgroup ids, which no barrier may depend on
+            // full ones, in order; that no barrier depends on them is the uniformity lint's to see
+            BuiltIn::SubgroupSize => Lanes::Same(Value::U32(subgroup)),
+            BuiltIn::SubgroupId => each(&|lane| Value::U32(lane / subgroup)),
+            BuiltIn::SubgroupInvocationId => each(&|lane| Value::U32(lane % subgroup)),
             _ => Lanes::Same(Value::Any),
         });
     }
