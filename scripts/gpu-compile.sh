@@ -13,7 +13,7 @@
 #   --markdown FILE   the tables of docs/GPUS.md, between the markers of that file
 #   --texts DIR       these texts instead, DIR/CARD/SET/ as tilewise bench --as CARD --dump-wgsl writes SET
 #   --quick           rdna3, ada and dg2, kernels of the benches: two to three minutes on two slow cores;
-#                     everything takes some twenty-five
+#                     everything takes some forty
 #   --assembly DIR    what the compilers wrote
 #
 #   TILEWISE_GPU_COMPILERS=DIR        where the drivers are unpacked, some 370 MB [default: tilewise/compilers
