@@ -81,8 +81,8 @@ fn mistakes_are_named() {
         (&["bench", "attention", "--variants"], "--as <CARD>"),
         (&["inspect", "attention"], "--shape"),
         (&["inspect", "all", "--shape", "seq=4"], "one operator"),
-        (&["inspect", "fft", "--shape", "m=4"], "m"),
-        (&["inspect", "fft", "--shape", "n=64", "--as", "voodoo"], "voodoo"),
+        (&["inspect", "fft", "--shape", "m=4"], "there is no key \"m\""),
+        (&["inspect", "fft", "--shape", "n=64", "--as", "voodoo"], "no such card"),
         (
             &["bench", "fft", "--as", "voodoo", "--dump-wgsl", empty],
             "no such card; there are: rdna2 rdna3",

@@ -1,7 +1,8 @@
 // FlashAttention-2 forward, both tiers, every option.
 // One workgroup owns WORKGROUP * QUERIES rows of one (sequence, group of heads); one invocation owns
 // QUERIES of them (row = first + i * WORKGROUP + lane) and keeps their queries, running maxima (or
-// what stands for them, see LAZY), sums and outputs in registers. Keys pass in blocks of BLOCK_K, at most one correction of the maximum each.
+// what stands for them, see LAZY), sums and outputs in registers. Keys pass in blocks of BLOCK_K, at most
+// one correction of the maximum each.
 // SUBGROUP: each lane loads a share of the block's rows with vec4 loads, and every lane hears the
 // others' by broadcast. No workgroup memory, no barrier. Otherwise keys pass in tiles of TILE_K,
 // staged in workgroup memory where STAGED, else read from where they are.

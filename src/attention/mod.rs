@@ -168,8 +168,8 @@ pub enum Split {
     /// One workgroup for all keys.
     Never,
     /// Cut at every multiple of so many keys, a multiple of 64. The bits of a row depend on this
-    /// number and the row's own keys, on whether more than eight rows share a key head (four on a CPU),
-    /// never on the other sequences of the batch.
+    /// number and the row's own keys, on whether more than eight rows share a key head (on a CPU four; on a
+    /// GPU on whether more than four heads do, too), never on the other sequences of the batch.
     Keys(u32),
 }
 

@@ -75,7 +75,8 @@ impl GroupTiles {
     /// the number of queries.
     pub(super) fn choose(caps: &Caps, shape: &AttentionShape, dtype: DType) -> Option<Self> {
         let pack = shape.heads / shape.heads_kv.max(1);
-        let rows = u64::from(shape.seq_q) * u64::from(pack);
+        // a problem without queries is planned like one with a query
+        let rows = u64::from(shape.seq_q.max(1)) * u64::from(pack);
         let chunk = if dtype == DType::F32 { 4 } else { 8 };
         let dims = [shape.head_dim, shape.head_dim_v];
         if rows > Self::MOST_ROWS || dims.iter().any(|&d| d == 0 || !d.is_multiple_of(chunk)) {
@@ -96,7 +97,7 @@ impl GroupTiles {
             .chain([(1, 32)])
             .find(|&(rows, lanes)| rows <= lanes && held(rows, lanes) <= floats)?;
         #[expect(clippy::cast_possible_truncation, reason = "at most eight")]
-        let rows = (rows.max(1).next_power_of_two() as u32).min(most);
+        let rows = (rows.next_power_of_two() as u32).min(most);
         let subgroup = caps.subgroup.filter(|_| caps.tier == Tier::Subgroup);
         let tiles = Self {
             workgroup: subgroup.map_or(128, |(_, max)| max.max(128)),
@@ -288,6 +289,48 @@ impl RegisterTiles {
 mod tests {
     use super::*;
     use crate::CARDS;
+
+    /// What groups.wgsl takes for granted, for every number of rows that it gets.
+    #[test]
+    fn groups_have_a_place_for_everything() {
+        let tiers = |caps: Caps| {
+            [Tier::Portable, Tier::Subgroup]
+                .into_iter()
+                .filter_map(move |tier| caps.with_tier(tier))
+        };
+        let mut seen = 0;
+        for caps in CARDS.iter().map(crate::Card::caps).flat_map(tiers) {
+            for (heads, seq_q) in (0..=8).flat_map(|seq| (1..=8).map(move |heads| (heads, seq))) {
+                for dim in (4..=MAX_HEAD_DIM).step_by(4) {
+                    let shape = AttentionShape {
+                        heads,
+                        head_dim_v: (dim / 8 * 4).max(4),
+                        ..AttentionShape::self_attention(1, seq_q, 1, dim)
+                    };
+                    for dtype in [DType::F32, DType::F16, DType::I8] {
+                        let Some(t) = GroupTiles::choose(&caps, &shape, dtype) else { continue };
+                        seen += 1;
+                        let lines = t.rows * t.block_k / 4;
+                        let vectors = (shape.head_dim_v / t.chunk).div_ceil(t.lanes) * t.chunk / 4;
+                        assert!(lines >= 1 && t.rows.is_multiple_of(lines), "{t:?} {shape:?}");
+                        assert!((t.rows * vectors).is_multiple_of(lines), "{t:?} {shape:?}");
+                        assert!(t.rows <= t.lanes && lines * t.lanes <= t.workgroup, "{t:?}");
+                        assert!(t.workgroup.is_multiple_of(t.lanes) && t.lanes.is_power_of_two());
+                        assert!((t.rows * t.block_k).is_multiple_of(4));
+                        assert!(t.workgroup <= caps.invocations && t.bytes() <= 16 << 10);
+                        let whole = caps.subgroup.is_none_or(|(min, _)| t.lanes <= min);
+                        assert!(!t.shuffles || whole && t.workgroup >= caps.subgroup.unwrap().1);
+                        // one more query changes nothing but the rows
+                        let more = AttentionShape { seq_q: seq_q + 1, ..shape };
+                        if let Some(more) = GroupTiles::choose(&caps, &more, dtype) {
+                            assert_eq!(GroupTiles { rows: t.rows, ..more }, t);
+                        }
+                    }
+                }
+            }
+        }
+        assert!(seen > 1000, "{seen}");
+    }
 
     /// Every head size has tiles on every card and on the least that there is, and what the kernel takes
     /// for granted holds.
