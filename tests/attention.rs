@@ -1639,6 +1639,27 @@ fn few_rows_in_pages_and_windows() {
             o.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         });
         assert_eq!(both[d..], one, "{}", gpu.name);
+        // keys within what is read that a mask hides
+        let op = Attention { visible: true, ..Default::default() };
+        let s = shape(1, [2, 70], [1, 1], [16, 16]);
+        let hidden = |j: usize| j % 7 == 3;
+        let mut x = Inputs {
+            q: rng.vec(2 * d),
+            k: rng.vec(70 * d),
+            v: rng.vec(70 * d),
+            visible: (0..2 * 70).map(|i| !hidden(i % 70)).collect(),
+            ..Default::default()
+        };
+        let (want, _) = x.reference(&s, &op);
+        for bad in [f32::NAN, f32::INFINITY] {
+            for j in (0..70).filter(|&j| hidden(j)) {
+                x.k[j * d..][..d].fill(bad);
+                x.v[j * d..][..d].fill(bad);
+            }
+            let [got, _] = call(&gpu.ctx, s, &op, &x, None);
+            let error = rel_rms(&got, &want);
+            assert!(error < 1e-6, "{}: {bad}: {error:e}", gpu.name);
+        }
         gpu.ctx.forget_kernels();
     }
 }
