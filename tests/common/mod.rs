@@ -38,17 +38,28 @@ pub fn devices() -> &'static [Device] {
     let all = || {
         let mut found = SHARED.get_or_init(|| open(|backend| backend != wgpu::Backend::Gl)).clone();
         found.extend(open(|backend| backend == wgpu::Backend::Gl));
-        if found.is_empty() {
-            let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
-            assert!(
-                allowed,
-                "no adapter found: run scripts/setup.sh, or set TILEWISE_ALLOW_NO_GPU=1"
-            );
-            eprintln!("skipped: no adapter (TILEWISE_ALLOW_NO_GPU=1)");
-        }
-        &*found.leak()
+        &*some(found).leak()
     };
     DEVICES.with(|devices| *devices.get_or_init(all))
+}
+
+/// Every adapter present like [`devices`], but opened for the caller alone: for a test that watches
+/// what a device allocates, which other tests would disturb.
+///
+/// # Panics
+/// As [`devices`].
+pub fn devices_alone() -> Vec<Device> {
+    some(open(|_| true))
+}
+
+/// Refuses to test nothing, see [`devices`].
+fn some(found: Vec<Device>) -> Vec<Device> {
+    if found.is_empty() {
+        let allowed = std::env::var("TILEWISE_ALLOW_NO_GPU").is_ok_and(|v| v == "1");
+        assert!(allowed, "no adapter found: run scripts/setup.sh, or set TILEWISE_ALLOW_NO_GPU=1");
+        eprintln!("skipped: no adapter (TILEWISE_ALLOW_NO_GPU=1)");
+    }
+    found
 }
 
 /// Opens the adapters of some backends.
