@@ -358,31 +358,32 @@ impl TensorDecl {
         )
     }
 
-    /// [`wgsl`](Self::wgsl) for sixteen bytes to a texel; 16-bit rows are whole texels, and besides
-    /// `NAME_texel(i)` and `NAME_half(t, 0u or 1u)` give both halves of one load.
+    /// [`wgsl`](Self::wgsl) for sixteen bytes to a texel; 16-bit rows are whole texels, and
+    /// `NAME_load8(i)` gives the eight elements of one.
     ///
     /// Storage textures, as their loads know no mip levels: llvmpipe looks a sampled texture's up for
     /// every lane.
     fn texels_wgsl(self, name: &str, index: u32) -> String {
         let elements = texels::elements(self.dtype);
-        let (load4, half) = match elements {
+        let (load4, load8) = match elements {
             4 => ("bitcast<vec4<f32>>(t)".to_owned(), String::new()),
-            _ => (
-                format!("{name}_half(t, i >> 2u)"),
-                format!(
-                    "fn {name}_half(t: vec4<u32>, half: u32) -> vec4<f32> {{ return {}(select(t.xy, t.zw, (half & 1u) != 0u)); }} ",
-                    self.decode4()
-                ),
-            ),
+            _ => {
+                let decode = self.decode4();
+                (
+                    format!("{decode}(select(t.xy, t.zw, (i & 4u) != 0u))"),
+                    format!(
+                        " fn {name}_load8(i: u32) -> array<vec4<f32>, 2> {{ let t = {name}_texel(i); return array<vec4<f32>, 2>({decode}(t.xy), {decode}(t.zw)); }}"
+                    ),
+                )
+            }
         };
         let (mask, texel, row) = (ROW - 1, elements.ilog2(), (elements * ROW).ilog2());
         format!(
             "@group(0) @binding({index}) var {name}: texture_storage_2d<rgba32uint, read>; \
              fn {name}_texel(i: u32) -> vec4<u32> {{ return textureLoad({name}, vec2<u32>((i >> {texel}u) & {mask}u, i >> {row}u)); }} \
-             {half}\
              fn {name}_load(i: u32) -> f32 {{ return {name}_load4(i)[i & 3u]; }} \
              fn {name}_load4(i: u32) -> vec4<f32> {{ let t = {name}_texel(i); return {load4}; }} \
-             fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ return {name}_load4(i); }}"
+             fn {name}_load4n(i: u32, n: u32) -> vec4<f32> {{ return {name}_load4(i); }}{load8}"
         )
     }
 
@@ -451,7 +452,7 @@ impl TensorDecl {
         )
     }
 
-    /// [`wgsl`](Self::wgsl) for two elements at a time, of which `NAME_load2(i)` is the only access.
+    /// [`wgsl`](Self::wgsl) for two elements at a time, by `NAME_load2(i)` or one of them.
     fn pairs_wgsl(self, name: &str, index: u32) -> String {
         let (cell, x, y) = match self.dtype {
             DType::F32 => {
@@ -464,7 +465,8 @@ impl TensorDecl {
         };
         format!(
             "@group(0) @binding({index}) var<storage, read> {name}: array<{cell}>; \
-             fn {name}_load2(i: u32) -> vec2<f32> {{ let w = {name}[i >> 1u]; return vec2<f32>({x}, {y}); }}"
+             fn {name}_load2(i: u32) -> vec2<f32> {{ let w = {name}[i >> 1u]; return vec2<f32>({x}, {y}); }} \
+             fn {name}_load(i: u32) -> f32 {{ return {name}_load2(i)[i & 1u]; }}"
         )
     }
 

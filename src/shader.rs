@@ -399,7 +399,7 @@ fn tensor_line(line: &str) -> (bool, &str) {
 /// (after specialisation). Loops nest. As WGSL, the block is its first pass only if `I` is declared: a
 /// file does so with `const I: u32 = 0u; // @index`, which the expansion leaves in place.
 ///
-/// The same pass resolves `// @if NAME` ... `// @else` ... `// @end`.
+/// The same pass resolves `// @if NAME` ... `// @else` ... `// @end`, see [`switch`].
 ///
 /// # Panics
 /// If a block is not closed or its count not known: a bug in this crate, never input.
@@ -463,11 +463,16 @@ fn unroll(text: &str) -> String {
     out
 }
 
-/// Value of a `const NAME: bool = VALUE;` line.
+/// Value of a `const NAME: bool = VALUE;` line: `true`, `false`, another such name, or several with
+/// `||` between them.
 fn switch(text: &str, name: &str) -> Option<bool> {
     let head = format!("const {name}: bool = ");
     let line = text.lines().find_map(|l| l.strip_prefix(&head))?;
-    line.split(';').next()?.trim().parse().ok()
+    line.split(';').next()?.split("||").try_fold(false, |any, term| {
+        let term = term.trim();
+        let value = term.parse().ok().or_else(|| switch(text, term))?;
+        Some(any || value)
+    })
 }
 
 fn replace_word(text: &str, word: &str, with: &str) -> String {

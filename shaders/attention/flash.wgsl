@@ -10,37 +10,26 @@
 // are merged in order by merge.wgsl.
 // Source: Dao 2023, arXiv:2307.08691, Algorithm 1. Twin: none; the reference is the whole op.
 // @include attention/params.wgsl
+// @include attention/problem.wgsl
 
-const D4: u32 = 16u; // @spec
-const DV4: u32 = 16u; // @spec
 const WORKGROUP: u32 = 32u; // @spec
 const QUERIES: u32 = 4u; // @spec
 const BLOCK_K: u32 = 4u; // @spec
 const SUBGROUP: bool = true; // @spec
 // lanes that load and speak: no more than the smallest subgroup the device may use
 const LANES: u32 = 8u; // @spec
-const K_REGS: u32 = 8u; // @spec
-const V_REGS: u32 = 8u; // @spec
-// chunks of four channels that one load brings: two where k and v are texels of eight elements
+// chunks of four channels that one load of k or v brings, and whether these are two: of 64-bit words, or
+// of texels of eight elements
 const LOAD: u32 = 1u; // @spec
-const K_LOADS: u32 = 8u; // @spec
-const V_LOADS: u32 = 8u; // @spec
-const PAIRS: bool = false; // @spec
-// two chunks of k and v are one load, of 64-bit words
 const WIDE: bool = false; // @spec
 // a block's two entries of the bias are one load
 const BIAS_PAIRS: bool = false; // @spec
-const TILE_K: u32 = 32u; // @spec
-const STAGED: bool = true; // @spec
-// vec4s that one invocation stages
-const K_STAGE: u32 = 16u; // @spec
-const V_STAGE: u32 = 16u; // @spec
 // a block's entries of the mask lie in one word
 const MASK_WORDS: bool = true; // @spec
-// keys whose scores are summed at a time, and how often in a block: so few that the sums stay in
-// registers
+const TILE_K: u32 = 32u; // @spec
+const STAGED: bool = true; // @spec
+// keys whose scores are summed at a time: so few that the sums stay in registers
 const PASS_KEYS: u32 = 1u; // @spec
-const PASSES: u32 = 4u; // @spec
 // queries are loaded and outputs stored in a loop over chunks, a select for each register, not in
 // lines of their own: some drivers take long to compile a load
 const ROLLED: bool = false; // @spec
@@ -57,6 +46,18 @@ const CUT_SCORES: bool = false; // @spec
 // mostly never, instead of at every block; the division by the sum leaves nothing of the reference. A
 // block that moves it is scored twice.
 const LAZY: bool = false; // @spec
+
+const D4: u32 = (HEAD_DIM + 3u) / 4u;
+const DV4: u32 = (HEAD_DIM_V + 3u) / 4u;
+// loads and registers of a lane for its share of a block's keys and values
+const K_LOADS: u32 = (BLOCK_K * D4 + LOAD * LANES - 1u) / (LOAD * LANES);
+const V_LOADS: u32 = (BLOCK_K * DV4 + LOAD * LANES - 1u) / (LOAD * LANES);
+const K_REGS: u32 = K_LOADS * LOAD;
+const V_REGS: u32 = V_LOADS * LOAD;
+// vec4s that one invocation stages
+const K_STAGE: u32 = (TILE_K * D4 + WORKGROUP - 1u) / WORKGROUP;
+const V_STAGE: u32 = (TILE_K * DV4 + WORKGROUP - 1u) / WORKGROUP;
+const PASSES: u32 = BLOCK_K / PASS_KEYS;
 // indices of unrolled blocks
 const P: u32 = 0u;
 const C: u32 = 0u;
@@ -91,94 +92,32 @@ fn flash(
     if group >= params.groups {
         return;
     }
-    // @if RAGGED
-    // @if SPLIT
-    // heads before parts: the rows of all heads at a key are neighbours in memory
-    let item = group / params.head_groups;
-    let head_group = group % params.head_groups;
-    // @else
-    let item = group % params.items;
-    let head_group = group / params.items;
-    // @end
-    let batch = table[item * 3u];
-    let block = table[item * 3u + 1u];
-    let split = table[item * 3u + 2u];
-    let record = params.records + batch * 7u;
-    let q_start = table[record];
-    let seq_q = table[record + 1u];
-    let k_start = table[record + 2u];
-    let seq_k = table[record + 3u];
-    let pages = table[record + 4u];
-    let pair_q = table[record + 5u];
-    let pair_k = table[record + 6u];
-    // @else
-    let block = group % params.blocks_q;
-    // heads before parts, as above
-    let head_group = (group / params.blocks_q) % params.head_groups;
-    let split = (group / (params.blocks_q * params.head_groups)) % params.splits;
-    let batch = group / (params.blocks_q * params.splits * params.head_groups);
-    let q_start = 0u;
-    let seq_q = params.seq_q;
-    let k_start = 0u;
-    let seq_k = params.seq_k;
-    let pages = 0u;
-    let pair_q = 0u;
-    let pair_k = 0u;
-    // @end
-    let head_kv = head_group;
-    let diagonal = select(0, i32(seq_k) - i32(seq_q), BOTTOM_RIGHT);
+    let piece = piece_of(group);
     // @if SUBGROUP
     let lane = subgroup_lane % LANES;
     // @end
 
-    // the keys that each row sees, [lower, limit); past-the-end rows repeat the last one
-    let rows_q = seq_q * PACK;
-    let first_row = block * (WORKGROUP * QUERIES);
+    let first_row = piece.block * (WORKGROUP * QUERIES);
     // @if SUBGROUP
     // @else
     // @if STAGED
     // @else
     // nobody waits for an invocation without rows
-    if first_row + local >= rows_q {
+    if first_row + local >= piece.rows {
         return;
     }
     // @end
     // @end
-    var row: array<u32, QUERIES>;
-    var head: array<u32, QUERIES>;
-    var limit: array<u32, QUERIES>;
-    var lower: array<u32, QUERIES>;
+    var row: array<Row, QUERIES>;
+    var q_row: array<u32, QUERIES>;
     // @unroll I QUERIES
-    {
-        let r = min(first_row + I * WORKGROUP + local, rows_q - 1u);
-        row[I] = r / PACK;
-        head[I] = head_group * PACK + r % PACK;
-        limit[I] = key_limit(i32(row[I]) + diagonal, RIGHT_BOUND, params.right, seq_k);
-        lower[I] = key_lower(i32(row[I]) + diagonal, LEFT_BOUND, params.left, seq_k);
-    }
+    row[I] = row_at(piece, first_row + I * WORKGROUP + local);
+    q_row[I] = q_at(piece, row[I]);
     // @end
-    // those that any row of the workgroup sees, and those that all of them see: the same for all
-    // its invocations
-    let first_position = i32(first_row / PACK) + diagonal;
-    let last_position = i32((min(first_row + WORKGROUP * QUERIES, rows_q) - 1u) / PACK) + diagonal;
-    // @if SPLIT
-    let last = min(key_limit(last_position, RIGHT_BOUND, params.right, seq_k), (split + 1u) * params.split_keys);
-    let first = max(key_lower(first_position, LEFT_BOUND, params.left, seq_k), split * params.split_keys) / BLOCK_K * BLOCK_K;
-    // @else
-    let last = key_limit(last_position, RIGHT_BOUND, params.right, seq_k);
-    let first = key_lower(first_position, LEFT_BOUND, params.left, seq_k) / BLOCK_K * BLOCK_K;
-    // @end
-    let first_limit = key_limit(first_position, RIGHT_BOUND, params.right, seq_k);
-    let last_lower = key_lower(last_position, LEFT_BOUND, params.left, seq_k);
-
-    let q_base = batch * params.q.x + q_start * params.q.y + params.q.w;
-    // @if PAGED
-    let k_base = head_kv * params.k.z + params.k.w;
-    let v_base = head_kv * params.v.z + params.v.w;
-    // @else
-    let k_base = batch * params.k.x + k_start * params.k.y + head_kv * params.k.z + params.k.w;
-    let v_base = batch * params.v.x + k_start * params.v.y + head_kv * params.v.z + params.v.w;
-    // @end
+    // the same for all invocations of the workgroup
+    let reach = reach_of(piece, first_row, WORKGROUP * QUERIES);
+    let first = reach.first / BLOCK_K * BLOCK_K;
+    let last = reach.last;
 
     var query: array<vec4<f32>, QUERIES * D4>;
     // @if METRIC
@@ -191,8 +130,8 @@ fn flash(
     for (var c = 0u; c < HEAD_DIM; c++) {
         // @unroll I QUERIES
         {
-            let x = params.scale * q_load(q_base + row[I] * params.q.y + head[I] * params.q.z + c);
-            let at = head[I] * params.metric.x + c * params.metric.y + params.metric.w;
+            let x = params.scale * q_load(q_row[I] + c);
+            let at = row[I].head * params.metric.x + c * params.metric.y + params.metric.w;
             // @unroll C D4
             query[I * D4 + C] = fma(vec4<f32>(x), metric_load4n(at + C * 4u, min(4u, HEAD_DIM - C * 4u)), query[I * D4 + C]);
             // @end
@@ -205,7 +144,7 @@ fn flash(
     loop {
         // @unroll I QUERIES
         {
-            let x = params.scale * q_load4n(q_base + row[I] * params.q.y + head[I] * params.q.z + c * 4u, min(4u, HEAD_DIM - c * 4u));
+            let x = params.scale * q_load4n(q_row[I] + c * 4u, min(4u, HEAD_DIM - c * 4u));
             // @unroll C D4
             query[I * D4 + C] = select(query[I * D4 + C], x, c == C);
             // @end
@@ -219,7 +158,7 @@ fn flash(
     // @else
     // @unroll I QUERIES
     // @unroll C D4
-    query[I * D4 + C] = params.scale * q_load4n(q_base + row[I] * params.q.y + head[I] * params.q.z + C * 4u, min(4u, HEAD_DIM - C * 4u));
+    query[I * D4 + C] = params.scale * q_load4n(q_row[I] + C * 4u, min(4u, HEAD_DIM - C * 4u));
     // @end
     // @end
     // @end
@@ -236,8 +175,8 @@ fn flash(
     l[I] = 0.0;
     // @if SINKS
     // one more logit, of a key without value; it belongs to the first split
-    if split == 0u {
-        m[I] = clamp(sinks_load(params.sinks_at + head[I]), LEAST / LOG2_E, MOST / LOG2_E) * LOG2_E;
+    if piece.split == 0u {
+        m[I] = sink_of(row[I]);
         l[I] = WEIGHT_UNIT;
     }
     // @end
@@ -245,42 +184,20 @@ fn flash(
     acc[I * DV4 + C] = vec4<f32>(0.0);
     // @end
     // @end
-    // @if ALIBI
-    var slope: array<f32, QUERIES>;
-    // @unroll I QUERIES
-    slope[I] = clamp(slopes_load(params.slopes_at + head[I]), -MOST / LOG2_E, MOST / LOG2_E) * LOG2_E;
-    // @end
-    // @end
-    // @if SOFTCAP
-    let uncap = 1.0 / params.softcap;
-    // @end
-    // @if BIAS
-    var bias_row: array<u32, QUERIES>;
-    // @unroll I QUERIES
-    bias_row[I] = batch * params.bias.x + head[I] * params.bias.y + (pair_q + row[I]) * params.bias.z + pair_k + params.bias.w;
-    // @end
-    // @end
-    // @if MASK
-    var mask_row: array<u32, QUERIES>;
-    // @unroll I QUERIES
-    mask_row[I] = batch * params.mask.x + head[I] * params.mask.y + (pair_q + row[I]) * params.mask.z + pair_k + params.mask.w;
-    // @end
-    // @end
-
     // @if SUBGROUP
     // where this lane's chunks of the first block lie, and the same chunk of the last row: rows
     // past the end repeat it. Written out of the loop by hand, for drivers that leave such in.
     var k_first: array<u32, K_LOADS>;
     var k_last: array<u32, K_LOADS>;
     // @unroll R K_LOADS
-    k_first[R] = k_base + row_of((R * LANES + lane) * LOAD, D4) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
-    k_last[R] = k_base + (seq_k - 1u) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
+    k_first[R] = piece.k_base + row_of((R * LANES + lane) * LOAD, D4) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
+    k_last[R] = piece.k_base + (piece.seq_k - 1u) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
     // @end
     var v_first: array<u32, V_LOADS>;
     var v_last: array<u32, V_LOADS>;
     // @unroll R V_LOADS
-    v_first[R] = v_base + row_of((R * LANES + lane) * LOAD, DV4) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
-    v_last[R] = v_base + (seq_k - 1u) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
+    v_first[R] = piece.v_base + row_of((R * LANES + lane) * LOAD, DV4) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
+    v_last[R] = piece.v_base + (piece.seq_k - 1u) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
     // @end
     var k_step = first * params.k.y;
     var v_step = first * params.v.y;
@@ -310,7 +227,7 @@ fn flash(
     // @end
         // @if PAGED
         // a block lies in one page; rows of the page past the last key exist, and are hidden
-        let page = table[pages + start / PAGE];
+        let page = table[piece.pages + start / PAGE];
         k_step = page * params.k.x + start % PAGE * params.k.y;
         v_step = page * params.v.x + start % PAGE * params.v.y;
         // @end
@@ -328,13 +245,6 @@ fn flash(
         rows[R] = k_load4n(k_first[R] + k_step, min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
         // @end
         // @else
-        // @if PAIRS
-        {
-            let texel = k_texel(min(k_first[R] + k_step, k_last[R]));
-            rows[R * 2u] = k_half(texel, 0u);
-            rows[R * 2u + 1u] = k_half(texel, 1u);
-        }
-        // @else
         // @if WIDE
         {
             let eight = k_load8(min(k_first[R] + k_step, k_last[R]));
@@ -343,7 +253,6 @@ fn flash(
         }
         // @else
         rows[R] = k_load4n(min(k_first[R] + k_step, k_last[R]), min(4u, HEAD_DIM - chunk_of(R * LANES + lane, D4)));
-        // @end
         // @end
         // @end
         // @end
@@ -356,7 +265,7 @@ fn flash(
         loop {
             let i = r * WORKGROUP + local;
             if i < TILE_K * D4 {
-                k_tile[i] = k_row(k_base, pages, min(tile + i / D4, seq_k - 1u), i % D4);
+                k_tile[i] = k_row(piece, tile + i / D4, i % D4);
             }
             continuing {
                 r += 1u;
@@ -367,7 +276,7 @@ fn flash(
         loop {
             let i = r * WORKGROUP + local;
             if i < TILE_K * DV4 {
-                v_tile[i] = v_row(v_base, pages, min(tile + i / DV4, seq_k - 1u), i % DV4);
+                v_tile[i] = v_row(piece, tile + i / DV4, i % DV4);
             }
             continuing {
                 r += 1u;
@@ -379,13 +288,13 @@ fn flash(
         // @unroll R K_STAGE
         if R * WORKGROUP + local < TILE_K * D4 {
             let i = R * WORKGROUP + local;
-            k_tile[i] = k_row(k_base, pages, min(tile + i / D4, seq_k - 1u), i % D4);
+            k_tile[i] = k_row(piece, tile + i / D4, i % D4);
         }
         // @end
         // @unroll R V_STAGE
         if R * WORKGROUP + local < TILE_K * DV4 {
             let i = R * WORKGROUP + local;
-            v_tile[i] = v_row(v_base, pages, min(tile + i / DV4, seq_k - 1u), i % DV4);
+            v_tile[i] = v_row(piece, tile + i / DV4, i % DV4);
         }
         // @end
         // @end
@@ -393,7 +302,7 @@ fn flash(
         // @end
     for (var start = tile; start < min(tile + TILE_K, last); start += BLOCK_K) {
         // @if PAGED
-        let page = table[pages + start / PAGE];
+        let page = table[piece.pages + start / PAGE];
         // @end
     // @end
         var s: array<f32, QUERIES * BLOCK_K>;
@@ -412,7 +321,7 @@ fn flash(
             // @if STAGED
             let x = k_tile[(start - tile + P * PASS_KEYS + J) * D4 + C];
             // @else
-            let x = k_row(k_base, pages, min(start + P * PASS_KEYS + J, seq_k - 1u), C);
+            let x = k_row(piece, start + P * PASS_KEYS + J, C);
             // @end
             // @end
             // @unroll I QUERIES
@@ -433,13 +342,8 @@ fn flash(
 
         // @if QUANTIZED
         // one scale for a block: SCALE_BLOCK is a multiple of BLOCK_K
-        // @if PAGED
-        let scale_at = vec3<u32>(page, head_kv, start % PAGE / SCALE_BLOCK);
-        // @else
-        let scale_at = vec3<u32>(batch, head_kv, (k_start + start) / SCALE_BLOCK);
-        // @end
-        let scale_k = k_scale_load(dot(scale_at, params.k_scale.xyz) + params.k_scale.w);
-        let scale_v = v_scale_load(dot(scale_at, params.v_scale.xyz) + params.v_scale.w);
+        let scale_k = k_factor(piece, start);
+        let scale_v = v_factor(piece, start);
         // @end
         // online softmax; s becomes the weights
         // @if LAZY
@@ -456,46 +360,29 @@ fn flash(
             var top = m[I];
             // @end
             // @if MASK_WORDS
-            let seen = mask[(mask_row[I] + start) >> 2u] >> ((start & 3u) * 8u);
+            let word = mask[(row[I].mask_at + start) >> 2u] >> ((start & 3u) * 8u);
             // @end
             // @if BIAS_PAIRS
-            let extras = bias_load2(bias_row[I] + start);
+            let pair = bias_load2(row[I].bias_at + start);
             // @end
             // @unroll J BLOCK_K
             // @if QUANTIZED
             s[I * BLOCK_K + J] *= scale_k;
             // @end
-            // @if SOFTCAP
-            s[I * BLOCK_K + J] = params.softcap * tanh_fma(s[I * BLOCK_K + J] * uncap);
-            // @end
-            // @if ALIBI
-            s[I * BLOCK_K + J] = at_least(s[I * BLOCK_K + J] - slope[I] * f32(abs(i32(row[I]) + diagonal - i32(start + J))), LEAST);
-            // @end
+            s[I * BLOCK_K + J] = score(row[I], start + J, s[I * BLOCK_K + J]);
             // @if PARTIAL
             {
-                var visible = start + J < limit[I];
-                // @if LEFT_BOUND
-                visible = visible && start + J >= lower[I];
-                // @end
-                // @if BIAS
                 // @if BIAS_PAIRS
-                let extra = extras[J];
+                let bias = pair[J];
                 // @else
-                let extra = bias_load(bias_row[I] + min(start + J, seq_k - 1u));
+                let bias = bias_of(piece, row[I], start + J);
                 // @end
-                // -inf, told by its bits
-                visible = visible && bitcast<u32>(extra) != 0xff800000u;
-                s[I * BLOCK_K + J] += extra * LOG2_E;
-                s[I * BLOCK_K + J] = select(s[I * BLOCK_K + J], MOST, s[I * BLOCK_K + J] > MOST);
-                // @end
-                // @if MASK
                 // @if MASK_WORDS
-                visible = visible && ((seen >> (J * 8u)) & 255u) != 0u;
+                let seen = ((word >> (J * 8u)) & 255u) != 0u;
                 // @else
-                visible = visible && mask_load(mask_row[I] + min(start + J, seq_k - 1u)) != 0.0;
+                let seen = seen_of(piece, row[I], start + J);
                 // @end
-                // @end
-                s[I * BLOCK_K + J] = select(HIDDEN, at_least(s[I * BLOCK_K + J], LEAST), visible);
+                s[I * BLOCK_K + J] = masked_score(row[I], start + J, s[I * BLOCK_K + J], bias, seen);
             }
             // @end
             top = max(top, s[I * BLOCK_K + J]);
@@ -542,7 +429,7 @@ fn flash(
         // @end
 
         // where some row does not see some key, its weight is 0, but 0 * NaN is NaN
-        let partial = PARTIAL && !QUANTIZED && (MASK || BIAS || start + BLOCK_K > first_limit || (LEFT_BOUND && start < last_lower));
+        let partial = !QUANTIZED && hides(reach, start, BLOCK_K);
         // @if SUBGROUP
         // [BLOCK_K, DV4] spread over the lanes
         var values: array<vec4<f32>, V_REGS>;
@@ -558,13 +445,6 @@ fn flash(
         values[R] = v_load4n(v_first[R] + v_step, min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
         // @end
         // @else
-        // @if PAIRS
-        {
-            let texel = v_texel(min(v_first[R] + v_step, v_last[R]));
-            values[R * 2u] = v_half(texel, 0u);
-            values[R * 2u + 1u] = v_half(texel, 1u);
-        }
-        // @else
         // @if WIDE
         {
             let eight = v_load8(min(v_first[R] + v_step, v_last[R]));
@@ -573,7 +453,6 @@ fn flash(
         }
         // @else
         values[R] = v_load4n(min(v_first[R] + v_step, v_last[R]), min(4u, HEAD_DIM_V - chunk_of(R * LANES + lane, DV4)));
-        // @end
         // @end
         // @end
         // @end
@@ -600,7 +479,7 @@ fn flash(
             // @if STAGED
             x[J] = v_tile[(start - tile + J) * DV4 + C];
             // @else
-            x[J] = v_row(v_base, pages, min(start + J, seq_k - 1u), C);
+            x[J] = v_row(piece, start + J, C);
             // @end
             // @if PARTIAL
             if partial {
@@ -648,15 +527,14 @@ fn flash(
 
     // @unroll I QUERIES
     {
-        let empty = l[I] == 0.0;
-        if first_row + I * WORKGROUP + local < rows_q {
+        if first_row + I * WORKGROUP + local < piece.rows {
             // @if SPLIT
             // merged as they are, see merge.wgsl
             let inverse = 1.0;
             // @else
-            let inverse = select(1.0 / l[I], 0.0, empty);
+            let inverse = select(1.0 / l[I], 0.0, l[I] == 0.0);
             // @end
-            let at = batch * params.o.x + (q_start + row[I]) * params.o.y + head[I] * params.o.z + params.o.w + split * params.o_split;
+            let at = o_at(piece, row[I]);
             // @if ROLLED
             var c = 0u;
             loop {
@@ -675,17 +553,7 @@ fn flash(
             o_store4n(at + C * 4u, min(4u, HEAD_DIM_V - C * 4u), acc[I * DV4 + C] * inverse);
             // @end
             // @end
-            let at_lse = batch * params.lse.x + head[I] * params.lse.y + (q_start + row[I]) * params.lse.z + params.lse.w + split * params.lse_split;
-            // @if SPLIT
-            lse_store_bits(at_lse, bitcast<u32>(select(m[I], HIDDEN, empty)));
-            lse_store_bits(at_lse + 1u, bitcast<u32>(l[I]));
-            // @else
-            // m is in base 2; -inf for a row that sees nothing
-            let value = m[I] * 0.6931471805599453 + log(select(l[I] * WEIGHT_UNITS, 1.0, empty));
-            if params.lse_wanted != 0u {
-                lse_store_bits(at_lse, select(bitcast<u32>(value), 0xff800000u, empty));
-            }
-            // @end
+            store_lse(piece, row[I], m[I], l[I]);
         }
     }
     // @end
@@ -703,25 +571,13 @@ fn chunk_of(index: u32, chunks: u32) -> u32 {
 
 // @if SUBGROUP
 // @else
-// Chunk `chunk` of key row `key`, from where it is.
-fn k_row(base: u32, pages: u32, key: u32, chunk: u32) -> vec4<f32> {
-    var at = base + chunk * 4u;
-    // @if PAGED
-    at += table[pages + key / PAGE] * params.k.x + key % PAGE * params.k.y;
-    // @else
-    at += key * params.k.y;
-    // @end
-    return k_load4n(at, min(4u, HEAD_DIM - chunk * 4u));
+// Chunk `chunk` of key row `key`, from where it is; past the end they repeat the last.
+fn k_row(piece: Piece, key: u32, chunk: u32) -> vec4<f32> {
+    return k_load4n(k_at(piece, min(key, piece.seq_k - 1u)) + chunk * 4u, min(4u, HEAD_DIM - chunk * 4u));
 }
 
 // The same of a value row.
-fn v_row(base: u32, pages: u32, key: u32, chunk: u32) -> vec4<f32> {
-    var at = base + chunk * 4u;
-    // @if PAGED
-    at += table[pages + key / PAGE] * params.v.x + key % PAGE * params.v.y;
-    // @else
-    at += key * params.v.y;
-    // @end
-    return v_load4n(at, min(4u, HEAD_DIM_V - chunk * 4u));
+fn v_row(piece: Piece, key: u32, chunk: u32) -> vec4<f32> {
+    return v_load4n(v_at(piece, min(key, piece.seq_k - 1u)) + chunk * 4u, min(4u, HEAD_DIM_V - chunk * 4u));
 }
 // @end

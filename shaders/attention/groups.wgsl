@@ -31,10 +31,6 @@ const K_WHOLE: bool = true; // @spec
 const WIDE: bool = true; // @spec
 // a block lies in one page
 const ONE_PAGE: bool = true; // @spec
-// in every tile some row may not see some key
-const MASKED: bool = true; // @spec
-// scores are more than products
-const SHAPED: bool = true; // @spec
 // indices of unrolled blocks
 const A: u32 = 0u;
 const C: u32 = 0u;
@@ -120,7 +116,7 @@ fn groups(
     // tiles begin at multiples from the piece's first key: a row's bits depend on no other row
     let begin = piece.begin + (reach.first - piece.begin) / TILE_K * TILE_K;
     for (var start = begin; start < reach.last; start += TILE_K) {
-        let partial = PARTIAL && (MASKED || start + TILE_K > reach.all_last || (LEFT_BOUND && start < reach.all_first));
+        let partial = hides(reach, start, TILE_K);
         let own = start + group * BLOCK_K;
         // @if ONE_PAGE
         // rows of the page past the last key exist, and are hidden
@@ -197,7 +193,7 @@ fn groups(
         if partial {
             // @unroll I ROWS
             // @unroll J BLOCK_K
-            s[I * BLOCK_K + J] = masked_score(piece, row[I], own + J, s[I * BLOCK_K + J]);
+            s[I * BLOCK_K + J] = masked_score(row[I], own + J, s[I * BLOCK_K + J], bias_of(piece, row[I], own + J), seen_of(piece, row[I], own + J));
             // @end
             // @end
         }

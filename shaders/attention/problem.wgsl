@@ -1,6 +1,11 @@
-// What a schedule makes of the problem, for tiled.wgsl: which piece of the work is a workgroup's, where its
-// rows and keys lie, which keys a row sees, what becomes of scores. flash.wgsl and decode.wgsl do the
-// same in lines of their own.
+// What every schedule makes of the problem: which piece of the work is a workgroup's, where its rows and
+// keys lie, which keys a row sees, what becomes of scores. An option of scores stands here alone.
+
+// scores are more than products
+const SHAPED: bool = SOFTCAP || ALIBI;
+// any row may not see any key
+const MASKED: bool = BIAS || MASK;
+
 // What a workgroup works on: a block of the rows of one sequence and key head, and the keys from `begin`
 // to `end`.
 struct Piece {
@@ -19,6 +24,10 @@ struct Piece {
     rows: u32,
     begin: u32,
     end: u32,
+    // where q begins, and the key head's k and v; of pages, in the first page
+    q_base: u32,
+    k_base: u32,
+    v_base: u32,
 }
 
 fn piece_of(group: u32) -> Piece {
@@ -58,6 +67,14 @@ fn piece_of(group: u32) -> Piece {
     piece.begin = piece.split * params.split_keys;
     piece.end = min(piece.begin + params.split_keys, piece.seq_k);
     // @end
+    piece.q_base = piece.batch * params.q.x + piece.q_start * params.q.y + params.q.w;
+    piece.k_base = piece.head_kv * params.k.z + params.k.w;
+    piece.v_base = piece.head_kv * params.v.z + params.v.w;
+    // @if PAGED
+    // @else
+    piece.k_base += piece.batch * params.k.x + piece.k_start * params.k.y;
+    piece.v_base += piece.batch * params.v.x + piece.k_start * params.v.y;
+    // @end
     return piece;
 }
 
@@ -74,40 +91,62 @@ fn reach_of(piece: Piece, first_row: u32, count: u32) -> Reach {
     );
 }
 
-// A row, and the keys that it sees, [lower, limit).
-struct Row { query: u32, head: u32, position: i32, lower: u32, limit: u32 }
+// Whether some of those rows may not see some of `count` keys from `start` on.
+fn hides(reach: Reach, start: u32, count: u32) -> bool {
+    return PARTIAL && (MASKED || start + count > reach.all_last || (LEFT_BOUND && start < reach.all_first));
+}
+
+// A row, the keys that it sees, [lower, limit), its slope, and where its entries of bias and mask begin.
+struct Row {
+    query: u32,
+    head: u32,
+    position: i32,
+    lower: u32,
+    limit: u32,
+    slope: f32,
+    bias_at: u32,
+    mask_at: u32,
+}
+
 // Past the end they repeat the last one.
 fn row_at(piece: Piece, index: u32) -> Row {
     let at = min(index, piece.rows - 1u);
-    let query = at / PACK;
-    let position = i32(query) + piece.diagonal;
-    return Row(
-        query,
-        piece.head_kv * PACK + at % PACK,
-        position,
-        key_lower(position, LEFT_BOUND, params.left, piece.seq_k),
-        min(key_limit(position, RIGHT_BOUND, params.right, piece.seq_k), piece.end),
-    );
+    var row: Row;
+    row.query = at / PACK;
+    row.head = piece.head_kv * PACK + at % PACK;
+    row.position = i32(row.query) + piece.diagonal;
+    row.lower = key_lower(row.position, LEFT_BOUND, params.left, piece.seq_k);
+    row.limit = min(key_limit(row.position, RIGHT_BOUND, params.right, piece.seq_k), piece.end);
+    // @if ALIBI
+    row.slope = clamp(slopes_load(params.slopes_at + row.head), -MOST / LOG2_E, MOST / LOG2_E) * LOG2_E;
+    // @end
+    // @if BIAS
+    row.bias_at = piece.batch * params.bias.x + row.head * params.bias.y + (piece.pair_q + row.query) * params.bias.z + piece.pair_k + params.bias.w;
+    // @end
+    // @if MASK
+    row.mask_at = piece.batch * params.mask.x + row.head * params.mask.y + (piece.pair_q + row.query) * params.mask.z + piece.pair_k + params.mask.w;
+    // @end
+    return row;
 }
 
 // Where a row of q, k, v and o begins.
 fn q_at(piece: Piece, row: Row) -> u32 {
-    return piece.batch * params.q.x + (piece.q_start + row.query) * params.q.y + row.head * params.q.z + params.q.w;
+    return piece.q_base + row.query * params.q.y + row.head * params.q.z;
 }
 
 fn k_at(piece: Piece, key: u32) -> u32 {
     // @if PAGED
-    return table[piece.pages + key / PAGE] * params.k.x + key % PAGE * params.k.y + piece.head_kv * params.k.z + params.k.w;
+    return piece.k_base + table[piece.pages + key / PAGE] * params.k.x + key % PAGE * params.k.y;
     // @else
-    return piece.batch * params.k.x + (piece.k_start + key) * params.k.y + piece.head_kv * params.k.z + params.k.w;
+    return piece.k_base + key * params.k.y;
     // @end
 }
 
 fn v_at(piece: Piece, key: u32) -> u32 {
     // @if PAGED
-    return table[piece.pages + key / PAGE] * params.v.x + key % PAGE * params.v.y + piece.head_kv * params.v.z + params.v.w;
+    return piece.v_base + table[piece.pages + key / PAGE] * params.v.x + key % PAGE * params.v.y;
     // @else
-    return piece.batch * params.v.x + (piece.k_start + key) * params.v.y + piece.head_kv * params.v.z + params.v.w;
+    return piece.v_base + key * params.v.y;
     // @end
 }
 
@@ -163,30 +202,42 @@ fn score(row: Row, key: u32, raw: f32) -> f32 {
     x = params.softcap * tanh_fma(x * (1.0 / params.softcap));
     // @end
     // @if ALIBI
-    let slope = clamp(slopes_load(params.slopes_at + row.head), -MOST / LOG2_E, MOST / LOG2_E) * LOG2_E;
-    x = at_least(x - slope * f32(abs(row.position - i32(key))), LEAST);
+    x = at_least(x - row.slope * f32(abs(row.position - i32(key))), LEAST);
     // @end
     return x;
 }
 
-// The same after the bias, and HIDDEN where the key is not visible, whatever it was.
-fn masked_score(piece: Piece, row: Row, key: u32, before: f32) -> f32 {
+// The same after the row's entry of the bias, and HIDDEN where the key is not visible, whatever it was.
+// `seen` is the row's entry of the mask.
+fn masked_score(row: Row, key: u32, before: f32, bias: f32, seen: bool) -> f32 {
     var x = before;
     var visible = key < row.limit;
     // @if LEFT_BOUND
     visible = visible && key >= row.lower;
     // @end
     // @if BIAS
-    let extra = bias_load(piece.batch * params.bias.x + row.head * params.bias.y + (piece.pair_q + row.query) * params.bias.z + piece.pair_k + params.bias.w + min(key, piece.seq_k - 1u));
     // -inf, told by its bits
-    visible = visible && bitcast<u32>(extra) != 0xff800000u;
-    x += extra * LOG2_E;
+    visible = visible && bitcast<u32>(bias) != 0xff800000u;
+    x += bias * LOG2_E;
     x = select(x, MOST, x > MOST);
     // @end
     // @if MASK
-    visible = visible && mask_load(piece.batch * params.mask.x + row.head * params.mask.y + (piece.pair_q + row.query) * params.mask.z + piece.pair_k + params.mask.w + min(key, piece.seq_k - 1u)) != 0.0;
+    visible = visible && seen;
     // @end
     return select(HIDDEN, at_least(x, LEAST), visible);
+}
+
+// A row's entries for a key.
+fn bias_of(piece: Piece, row: Row, key: u32) -> f32 {
+    return bias_load(row.bias_at + min(key, piece.seq_k - 1u));
+}
+
+fn seen_of(piece: Piece, row: Row, key: u32) -> bool {
+    // @if MASK
+    return mask_load(row.mask_at + min(key, piece.seq_k - 1u)) != 0.0;
+    // @else
+    return true;
+    // @end
 }
 
 // What a row leaves when all keys are done: its reference and sum for the merge, or its LSE.

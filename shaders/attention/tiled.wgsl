@@ -33,10 +33,6 @@ const WIDTH: u32 = 2u; // @spec
 const Q_PASSES: u32 = 1u; // @spec
 const K_PASSES: u32 = 1u; // @spec
 const V_PASSES: u32 = 2u; // @spec
-// in every tile some row may not see some key
-const MASKED: bool = true; // @spec
-// scores are more than products
-const SHAPED: bool = true; // @spec
 // a column has several parts
 const SHARED: bool = false; // @spec
 // indices of unrolled blocks
@@ -117,7 +113,7 @@ fn tiled(
     // tiles begin at multiples from the piece's first key: a row's bits depend on no other row
     let begin = piece.begin + (reach.first - piece.begin) / TILE_K * TILE_K;
     for (var start = begin; start < reach.last; start += TILE_K) {
-        let partial = PARTIAL && (MASKED || start + TILE_K > reach.all_last || (LEFT_BOUND && start < reach.all_first));
+        let partial = hides(reach, start, TILE_K);
         var s: array<vec4<f32>, KEYS * GR>;
         // @unroll J KEYS
         // @unroll I GR
@@ -232,7 +228,7 @@ fn tiled(
             {
                 let row = row_at(piece, own_row + I * 4u + A);
                 // @unroll J KEYS
-                s[J * GR + I][A] = masked_score(piece, row, start + tx + J * TX, s[J * GR + I][A]);
+                s[J * GR + I][A] = masked_score(row, start + tx + J * TX, s[J * GR + I][A], bias_of(piece, row, start + tx + J * TX), seen_of(piece, row, start + tx + J * TX));
                 // @end
             }
             // @end

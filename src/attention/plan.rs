@@ -893,26 +893,20 @@ impl AttentionPlan {
             let eights = if wide { Eights::LongWords } else { Eights::No };
             *decl = decl.map(|decl| TensorDecl { eights, ..decl });
         }
-        let (d8, dv8) = (s.head_dim / 8, s.head_dim_v / 8);
         let mut spec = self.option_spec();
         spec.extend([
-            ("D8", number(d8)),
-            ("DV8", number(dv8)),
             ("LANES", number(t.workgroup)),
             ("ROWS", number(t.queries)),
             ("BLOCK_K", number(t.block_k)),
             ("SUBGROUP", (self.tier == Tier::Subgroup).to_string()),
-            ("K_CHUNKS", number(d8.div_ceil(t.workgroup))),
-            ("V_CHUNKS", number(dv8.div_ceil(t.workgroup))),
-            ("K_WHOLE", d8.is_multiple_of(t.workgroup).to_string()),
+            ("K_WHOLE", (s.head_dim / 8).is_multiple_of(t.workgroup).to_string()),
             ("WIDE", wide.to_string()),
-            ("SUMS", number((t.queries * t.block_k).div_ceil(t.workgroup))),
         ]);
         Key { source: DECODE, entry: "decode", spec, tensors }
     }
 
     fn tiled_key(&self, variant: Variant, t: RegisterTiles) -> Key {
-        let (s, op) = (self.shape, self.options);
+        let s = self.shape;
         let number = |x: u32| format!("{x}u");
         let dv = s.head_dim_v;
         let [left, right] = t.lines(dv);
@@ -939,8 +933,6 @@ impl AttentionPlan {
             ("Q_PASSES", number((t.depth / 4).div_ceil(t.lanes_k / gr))),
             ("K_PASSES", number((t.depth / 4).div_ceil(t.lanes_q / gk))),
             ("V_PASSES", number((t.part * t.lanes_k * t.chunks(dv)).div_ceil(t.workgroup()))),
-            ("MASKED", (op.bias || op.visible).to_string()),
-            ("SHAPED", (op.softcap.is_some() || op.alibi).to_string()),
         ]);
         Key { source: TILED, entry: "tiled", spec, tensors: self.tensors(variant) }
     }
@@ -971,8 +963,6 @@ impl AttentionPlan {
             ("K_WHOLE", k_chunks.is_multiple_of(t.lanes).to_string()),
             ("WIDE", wide.to_string()),
             ("ONE_PAGE", op.page_size.is_some_and(|size| size >= t.block_k).to_string()),
-            ("MASKED", (op.bias || op.visible).to_string()),
-            ("SHAPED", (op.softcap.is_some() || op.alibi).to_string()),
         ]);
         Key { source: GROUPS, entry: "groups", spec, tensors }
     }
@@ -1021,24 +1011,15 @@ impl AttentionPlan {
             true => texels::elements(kv_dtype) / 4,
             false => 1 + u32::from(wide),
         };
-        let [k_loads, v_loads] =
-            [d4, dv4].map(|chunks| (t.block_k * chunks).div_ceil(load * lanes));
         let mut spec = self.option_spec();
         spec.extend([
-            ("D4", number(d4)),
-            ("DV4", number(dv4)),
             ("WORKGROUP", number(t.workgroup)),
             ("QUERIES", number(t.queries)),
             ("BLOCK_K", number(t.block_k)),
             ("SUBGROUP", subgroup.to_string()),
             ("LANES", number(lanes)),
-            ("K_REGS", number(k_loads * load)),
-            ("V_REGS", number(v_loads * load)),
             ("LOAD", number(load)),
-            ("K_LOADS", number(k_loads)),
-            ("V_LOADS", number(v_loads)),
-            ("PAIRS", (variant.texels && load == 2).to_string()),
-            ("WIDE", wide.to_string()),
+            ("WIDE", (load == 2).to_string()),
             ("BIAS_PAIRS", pairs.to_string()),
             ("TILE_K", number(self.tile_k)),
             // a texel is read as fast as workgroup memory
@@ -1046,8 +1027,6 @@ impl AttentionPlan {
                 "STAGED",
                 (!subgroup && !variant.texels && !self.few && self.tile_k > t.block_k).to_string(),
             ),
-            ("K_STAGE", number((self.tile_k * d4).div_ceil(t.workgroup))),
-            ("V_STAGE", number((self.tile_k * dv4).div_ceil(t.workgroup))),
             // of at most four keys, all in one word
             (
                 "MASK_WORDS",
@@ -1055,7 +1034,6 @@ impl AttentionPlan {
                     .to_string(),
             ),
             ("PASS_KEYS", number(pass_keys)),
-            ("PASSES", number(t.block_k / pass_keys)),
             // a load is a loop over lanes with a dozen blocks: a driver on a CPU compiles few of them
             ("ROLLED", self.cpu.to_string()),
             ("CUT", variant.texels.to_string()),
