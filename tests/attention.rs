@@ -13,8 +13,9 @@ use tilewise::{
     Caps, Card, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView, Tier,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionShape, BiasPositions, CausalAlignment,
-        KvAppend, KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape, Schedule, Split,
-        Tiles, TripleArgs, TripleAttention, TripleShape, Window, quantize,
+        GroupTiles, KvAppend, KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape,
+        RegisterTiles, Schedule, Split, Tiles, TripleArgs, TripleAttention, TripleShape, Window,
+        quantize,
     },
     reference, wgpu,
 };
@@ -525,9 +526,10 @@ fn random_options(rng: &mut Rng, device: &Device) -> Attention {
     // most with little to unroll: every combination is a kernel to compile
     if rng.range(0, 4) > 0 {
         let workgroup = device.ctx.caps.subgroup.map_or(8, |(_, most)| most.max(8));
-        op.tiles = Some(Tiles { workgroup, queries: 1, block_k: *rng.pick(&[1, 2]) });
+        let tiles = Tiles { workgroup, queries: 1, block_k: *rng.pick(&[1, 2]) };
+        op.schedule = Some(Schedule::Rows(tiles));
         if op.page_size == Some(1) {
-            op.tiles = None;
+            op.schedule = None;
         }
     }
     for option in 0..5 {
@@ -604,7 +606,7 @@ fn decoding() {
             let batch = rng.range(1, 4);
             let s = shape(batch, [seq_q, keys], [heads_kv * group, heads_kv], dims);
             let mut options = Attention {
-                tiles: None,
+                schedule: None,
                 metric: false,
                 split: *rng.pick(&[Split::Auto, Split::Keys(64)]),
                 // rows that are all alike are too few to compare errors by, see random_problems
@@ -1259,8 +1261,71 @@ fn every_supported_tile_is_right() {
             if !deal.takes() {
                 continue;
             }
-            let options =
-                Attention { tiles: Some(tiles), mask: BOTTOM_RIGHT, ..Default::default() };
+            let options = Attention {
+                schedule: Some(Schedule::Rows(tiles)),
+                mask: BOTTOM_RIGHT,
+                ..Default::default()
+            };
+            Problem::new(s, options).check(device, &mut rng);
+        }
+        device.ctx.forget_kernels();
+    }
+}
+
+/// Every kernel runs on every device if it is asked for, with tiles that no planner chooses, too.
+#[test]
+fn schedules_that_are_asked_for() {
+    let register = |[lanes_k, lanes_q]: [u32; 2], rows, keys, depth, part| {
+        Schedule::Tiled(RegisterTiles { lanes_k, lanes_q, rows, keys, depth, part })
+    };
+    let groups = |workgroup, lanes, rows, block_k| {
+        let tiles = GroupTiles { workgroup, lanes, rows, block_k, chunk: 4, shuffles: false };
+        Schedule::Groups(tiles)
+    };
+    for (index, device) in devices().iter().enumerate() {
+        let caps = &device.ctx.caps;
+        let mut deal = Deal::new(index, 4);
+        let mut rng = Rng(77);
+        let decode = |block_k| {
+            let workgroup = match (caps.tier, caps.subgroup) {
+                (Tier::Subgroup, Some((_, max))) => max,
+                _ => 8,
+            };
+            Schedule::Decode(Tiles { workgroup, queries: 4, block_k })
+        };
+        // queries, heads to a key head, head sizes
+        let cases = [
+            (register([4, 2], 4, 4, 4, 4), 11, 1, [12, 8]),
+            (register([8, 16], 4, 4, 8, 16), 67, 2, [20, 12]),
+            (register([16, 4], 8, 4, 16, 64), 33, 1, [16, 16]),
+            (register([4, 8], 4, 8, 16, 4), 40, 1, [9, 5]),
+            (register([32, 2], 4, 8, 8, 8), 5, 1, [8, 100]),
+            (groups(32, 4, 4, 1), 4, 1, [16, 12]),
+            (groups(64, 8, 8, 2), 3, 2, [32, 32]),
+            (groups(16, 16, 1, 4), 1, 2, [24, 8]),
+            (groups(128, 32, 2, 4), 2, 1, [128, 160]),
+            (decode(1), 2, 2, [16, 8]),
+            (decode(2), 4, 1, [24, 32]),
+        ];
+        for (schedule, seq_q, group, dims) in cases {
+            if !deal.takes() {
+                continue;
+            }
+            let split = match schedule {
+                Schedule::Tiled(_) => *rng.pick(&[Split::Never, Split::Keys(64)]),
+                _ => Split::Keys(64),
+            };
+            let mask = *rng.pick(&[Mask::None, BOTTOM_RIGHT]);
+            let options = Attention {
+                schedule: Some(schedule),
+                split,
+                mask,
+                alibi: rng.range(0, 2) == 0,
+                visible: rng.range(0, 2) == 0,
+                ..Default::default()
+            };
+            let s = shape(2, [seq_q, *rng.pick(&[43, 131])], [2 * group, 2], dims);
+            assert_eq!(options.plan(&device.ctx, s).unwrap().schedule(), schedule);
             Problem::new(s, options).check(device, &mut rng);
         }
         device.ctx.forget_kernels();
@@ -1560,7 +1625,7 @@ fn few_rows_on_a_gpu() {
             let keys = *rng.pick(&[1, 3, 4, 63, 64, 65, 131, 257]);
             let s = shape(rng.range(1, 4), [seq_q, keys], [heads_kv * group, heads_kv], dims);
             let mut options = Attention {
-                tiles: None,
+                schedule: None,
                 metric: false,
                 split: *rng.pick(&[Split::Auto, Split::Keys(64)]),
                 // rows that are all alike are too few to compare errors by, see random_problems
@@ -1679,7 +1744,7 @@ fn random_problems_for_gpus() {
             *rng.pick(&[[16, 16], [8, 20], [7, 3], [40, 24]]),
         );
         let options = Attention {
-            tiles: None,
+            schedule: None,
             // rows that are all alike are too few to compare errors by, see random_problems
             scale: *rng.pick(&[None, Some(0.7), Some(-0.1)]),
             ..random_options(&mut rng, gpu)
@@ -1700,8 +1765,8 @@ fn masks_read_by_words() {
         let mut deal = Deal::new(d, 3);
         let workgroup = device.ctx.caps.subgroup.map_or(32, |(_, max)| max);
         for (keys, block_k) in [(4, 4), (40, 2), (44, 4), (60, 2), (64, 4)] {
-            let tiles = Some(Tiles { workgroup, queries: 2, block_k });
-            let op = Attention { visible: true, tiles, ..Default::default() };
+            let schedule = Some(Schedule::Rows(Tiles { workgroup, queries: 2, block_k }));
+            let op = Attention { visible: true, schedule, ..Default::default() };
             let s = shape(2, [37, keys], [4, 2], [12, 8]);
             if deal.takes() {
                 assert!(op.plan(&device.ctx, s).unwrap().wgsl()[0].contains("let seen = mask["));
@@ -1720,13 +1785,13 @@ fn biases_read_by_pairs() {
         let workgroup = device.ctx.caps.subgroup.map_or(32, |(_, max)| max);
         for (keys, dtype) in [(2, DType::F32), (40, DType::F16), (66, DType::F32), (41, DType::F32)]
         {
-            let tiles = Some(Tiles { workgroup, queries: 2, block_k: 2 });
-            let op = Attention { bias: true, tiles, dtype, ..Default::default() };
+            let schedule = Some(Schedule::Rows(Tiles { workgroup, queries: 2, block_k: 2 }));
+            let op = Attention { bias: true, schedule, dtype, ..Default::default() };
             let s = shape(2, [37, keys], [4, 2], [12, 8]);
             if deal.takes() {
                 let text = &op.plan(&device.ctx, s).unwrap().wgsl()[0];
                 let pairs = device.ctx.caps.wide_loads && keys % 2 == 0;
-                assert_eq!(text.contains("let extras = bias_load2("), pairs, "{}", device.name);
+                assert_eq!(text.contains("let pair = bias_load2("), pairs, "{}", device.name);
                 for seed in [34, 35] {
                     Problem::new(s, op).check(device, &mut Rng(seed));
                 }
@@ -1746,11 +1811,11 @@ fn texels_are_the_buffers() {
         let with = |texels| ctx.with_caps(Caps { texels, ..ctx.caps.clone() });
         // too small for any texture
         let (textures, buffers) = (with(size), with(1));
-        let tiles = Some(Tiles {
+        let schedule = Some(Schedule::Rows(Tiles {
             workgroup: ctx.caps.subgroup.map_or(8, |(_, max)| max),
             queries: 1,
             block_k: 2,
-        });
+        }));
         // 300 keys of 2 heads of 64 are 2 rows and 1408 texels, 256 of one head one row
         for (rows, keys, heads, dims, dtype, mask) in [
             (66, 300, 2, [64, 32], DType::F32, Mask::None),
@@ -1767,7 +1832,7 @@ fn texels_are_the_buffers() {
                 continue;
             }
             let s = shape(1, [rows, keys], [heads, heads], dims);
-            let op = Attention { dtype, mask, tiles, ..Default::default() };
+            let op = Attention { dtype, mask, schedule, ..Default::default() };
             let mut rng = Rng(31);
             // k starts in the middle and has its heads first, v has gaps between its rows
             let q_layout = Layout::contiguous([1, rows, heads, dims[0]]);
@@ -1842,8 +1907,8 @@ fn folded_grid() {
     // the real limit, on the first device only: 66,000 workgroups
     if let Some(device) = devices().first() {
         let mut rng = Rng(10);
-        let tiles = Some(Tiles { workgroup: 32, queries: 1, block_k: 1 });
-        let options = Attention { tiles, ..Default::default() };
+        let schedule = Some(Schedule::Rows(Tiles { workgroup: 32, queries: 1, block_k: 1 }));
+        let options = Attention { schedule, ..Default::default() };
         Problem::new(shape(1, [1, 2], [66_000, 1], [4, 4]), options).check(device, &mut rng);
     }
 }

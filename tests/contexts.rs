@@ -98,7 +98,7 @@ const WHOLE: Attention = Attention {
     quantized: None,
     dtype: DType::F32,
     algorithm: AttentionAlgorithm::Flash,
-    tiles: None,
+    schedule: None,
 };
 
 fn biased(m: &Maker<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {

@@ -321,13 +321,38 @@ fn attention_problem(h: &mut Hostile) -> (Attention, AttentionShape) {
         } else {
             AttentionAlgorithm::Flash
         },
-        tiles: h.maybe(15, |h| Tiles {
-            workgroup: h.size_of(&[64, 128]),
-            queries: h.size(1, 2),
-            block_k: h.size_of(&[1, 2, 4]),
-        }),
+        schedule: h.maybe(15, attention_schedule),
     };
     (options, shape)
+}
+
+/// Any kernel with any tiles, most of them those of a planner.
+fn attention_schedule(h: &mut Hostile) -> Schedule {
+    let tiles = |h: &mut Hostile| Tiles {
+        workgroup: h.size_of(&[8, 64, 128]),
+        queries: h.size(1, 2),
+        block_k: h.size_of(&[1, 2, 4]),
+    };
+    match h.rng.range(0, 4) {
+        0 => Schedule::Rows(tiles(h)),
+        1 => Schedule::Decode(tiles(h)),
+        2 => Schedule::Tiled(RegisterTiles {
+            lanes_k: h.size_of(&[8, 16]),
+            lanes_q: h.size_of(&[8, 16]),
+            rows: h.size_of(&[4, 8]),
+            keys: h.size_of(&[4, 8]),
+            depth: h.size_of(&[8, 16, 32]),
+            part: h.size_of(&[8, 16, 32]),
+        }),
+        _ => Schedule::Groups(GroupTiles {
+            workgroup: h.size_of(&[128]),
+            lanes: h.size_of(&[4, 8, 16]),
+            rows: h.size_of(&[1, 2, 4]),
+            block_k: h.size_of(&[2, 4]),
+            chunk: h.size_of(&[4, 8]),
+            shuffles: h.chance(30),
+        }),
+    }
 }
 
 /// Checks and choices without a device are pure and quick: many more of them.

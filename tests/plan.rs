@@ -9,8 +9,8 @@ use tilewise::{
     Caps, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView, Tier, Tuned, Tuning,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionPlan, AttentionShape, BiasPositions,
-        CausalAlignment, KvAppend, KvAppendShape, MAX_HEAD_DIM, Mask, Merge, MergeShape, Schedule,
-        Split, Tiles, TripleAttention, TripleShape, Window,
+        CausalAlignment, GroupTiles, KvAppend, KvAppendShape, MAX_HEAD_DIM, Mask, Merge,
+        MergeShape, RegisterTiles, Schedule, Split, Tiles, TripleAttention, TripleShape, Window,
     },
     wgpu,
 };
@@ -361,9 +361,116 @@ fn bad_input() {
         }),
         &["elements in one tensor", "18446744073709551615"],
     ));
-    let tiles = Some(Tiles { workgroup: 4096, queries: 1, block_k: 1 });
-    let error = Attention { tiles, ..Default::default() }.plan(&ctx, SHAPE).unwrap_err();
-    list.push(("tiles too large", error, &["tiles", "at most 256", "4096"]));
+    let schedule = Some(Schedule::Rows(Tiles { workgroup: 4096, queries: 1, block_k: 1 }));
+    let error = Attention { schedule, ..Default::default() }.plan(&ctx, SHAPE).unwrap_err();
+    list.push(("tiles too large", error, &["schedule", "at most 256", "4096"]));
+    // kernels that are asked for where there is no such form; each says what would work
+    let asked = |schedule, change: fn(&mut Attention, &mut AttentionShape)| {
+        let mut op = Attention { schedule: Some(schedule), ..Default::default() };
+        let mut shape = AttentionShape { seq_q: 1, heads: 4, heads_kv: 1, ..SHAPE };
+        change(&mut op, &mut shape);
+        op.plan(&ctx, shape).unwrap_err()
+    };
+    let register = RegisterTiles { lanes_k: 8, lanes_q: 16, rows: 4, keys: 4, depth: 16, part: 16 };
+    let chunk = 4;
+    let group = GroupTiles { workgroup: 64, lanes: 8, rows: 4, block_k: 2, chunk, shuffles: false };
+    let (tiled, groups) = (Schedule::Tiled, Schedule::Groups);
+    let decode = Schedule::Decode(Tiles { workgroup: 8, queries: 4, block_k: 2 });
+    list.extend([
+        (
+            "a schedule of the unfused kernels",
+            asked(tiled(register), |op, _| op.algorithm = Algorithm::Unfused),
+            &["schedule", "unfused", "Algorithm::Flash"][..],
+        ),
+        (
+            "tiled with a metric",
+            asked(tiled(register), |op, _| op.metric = true),
+            &["schedule", "Tiled takes no metric", "Rows"],
+        ),
+        (
+            "too many rows for groups",
+            asked(groups(group), |_, shape| shape.seq_q = 3),
+            &["schedule", "at most 8 rows", "12", "Tiled"],
+        ),
+        (
+            "too many rows for decode",
+            asked(decode, |_, shape| shape.seq_q = 2),
+            &["schedule", "at most 4 rows", "8", "Tiled"],
+        ),
+        (
+            "groups over whole keys",
+            asked(groups(group), |op, _| op.split = Split::Never),
+            &["schedule", "shared out", "Split::Keys"],
+        ),
+        (
+            "groups of a pack",
+            asked(groups(group), |op, _| op.packed = true),
+            &["schedule", "packed", "Tiled"],
+        ),
+        (
+            "groups of odd heads",
+            asked(groups(group), |_, shape| shape.head_dim = 9),
+            &["schedule", "multiples of 4", "9"],
+        ),
+        (
+            "decode where subgroups differ in size",
+            asked(
+                Schedule::Decode(Tiles { workgroup: 4096, queries: 4, block_k: 2 }),
+                |_, shape| (shape.head_dim, shape.head_dim_v) = (16, 8),
+            ),
+            &["schedule", "subgroups of one size", "Groups"],
+        ),
+        (
+            "register tiles past the workgroup",
+            asked(tiled(RegisterTiles { lanes_q: 1024, ..register }), |_, _| ()),
+            &["schedule", "invocations", "8192"],
+        ),
+        (
+            "register tiles past the memory",
+            asked(tiled(RegisterTiles { part: 32, depth: 1024, ..register }), |_, _| ()),
+            &["schedule", "bytes of workgroup memory"],
+        ),
+        (
+            "register tiles of three rows",
+            asked(tiled(RegisterTiles { rows: 3, ..register }), |_, _| ()),
+            &["schedule", "4 or 8 rows", "rows: 3"],
+        ),
+        (
+            "register tiles with a part past the tile",
+            asked(tiled(RegisterTiles { part: 64, ..register }), |_, _| ()),
+            &["schedule", "part at most lanes_k * keys"],
+        ),
+        (
+            "register tiles that no compiler finishes",
+            asked(tiled(RegisterTiles { lanes_k: 4, ..register }), |_, shape| {
+                shape.head_dim_v = 576;
+            }),
+            &["schedule", "over 512 sums"],
+        ),
+        (
+            "chunks of another type",
+            asked(groups(GroupTiles { chunk: 8, ..group }), |_, _| ()),
+            &["schedule", "chunk = 4 for f32"],
+        ),
+        (
+            "groups with a few lanes for many rows",
+            asked(groups(GroupTiles { lanes: 4, rows: 8, ..group }), |_, _| ()),
+            &["schedule", "no more rows than lanes"],
+        ),
+        (
+            "groups smaller than their lines",
+            asked(groups(GroupTiles { workgroup: 8, rows: 8, ..group }), |_, _| ()),
+            &["schedule", "a workgroup of 32 to"],
+        ),
+        (
+            "shuffles without subgroups",
+            asked(
+                groups(GroupTiles { lanes: 32, workgroup: 256, shuffles: true, ..group }),
+                |_, _| (),
+            ),
+            &["schedule", "no shuffles"],
+        ),
+    ]);
     let mut counted = ctx.caps.clone();
     counted.loop_trips = 60_000;
     // a portable kernel on a CPU stages keys in a loop while the trips last, and as many keys as ever
@@ -783,7 +890,7 @@ fn a_tuning_table_changes_the_plan_and_never_makes_it_illegal() {
     assert_eq!(rows(&plan), other);
     assert_ne!(plan.wgsl(), own.wgsl());
     // tiles that the caller names count more than a table's
-    let named = Attention { tiles: Some(all[0]), ..op };
+    let named = Attention { schedule: Some(Schedule::Rows(all[0])), ..op };
     let plan = named.plan(&tuned(&ctx, key.clone(), entry(other)), shape).unwrap();
     assert_eq!(rows(&plan), all[0]);
     // too large, not whole subgroups, nothing at all, of another operator

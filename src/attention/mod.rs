@@ -280,8 +280,8 @@ pub struct Attention {
     pub dtype: DType,
     /// Tiled, or the plain baseline.
     pub algorithm: Algorithm,
-    /// How to cut the work, by [`Schedule::Rows`], instead of the planner's choice.
-    pub tiles: Option<Tiles>,
+    /// The kernel and its tiles, instead of the planner's choice; [`Schedule`] says what each takes.
+    pub schedule: Option<Schedule>,
 }
 
 /// The tensors of one attention call. Axis orders are those of [`AttentionShape`]; strides are

@@ -107,7 +107,8 @@ impl Attention {
             if !self.candidates(caps, &shape).contains(&tiles) {
                 return Some(Err(refuse(OP, &format!("{tiles:?} is no candidate here"))));
             }
-            let plan = Self { tiles: Some(tiles), ..*self }.design(caps, shape);
+            let schedule = Some(Schedule::Rows(tiles));
+            let plan = Self { schedule, ..*self }.design(caps, shape);
             Some(plan.map(|plan| AttentionPlan { options: *self, ..plan }))
         });
         plan_or(|| self.tuning_key(caps, &shape), tuned, || self.design(caps, shape))
@@ -179,13 +180,14 @@ impl Attention {
             return Err(Error::value(OP, "scale", "a finite number", scale));
         }
         self.check_options(caps, &shape)?;
+        self.check_schedule(caps, &shape)?;
         let split = self.split_keys(&shape);
         let decode = self.decodes(caps, &shape);
         let for_gpu = self.for_gpu(caps, &shape);
-        let mut tiles = match self.tiles {
-            Some(tiles) => check_tiles(caps, &shape, tiles)?,
+        let mut tiles = match self.schedule {
+            Some(Schedule::Rows(tiles) | Schedule::Decode(tiles)) => tiles,
             None if decode => self.decode_tiles(caps, &shape),
-            None => self.fit(caps, &shape, select_tiles(caps, &shape, self.texels(caps, &shape))),
+            _ => self.fit(caps, &shape, select_tiles(caps, &shape, self.texels(caps, &shape))),
         };
         if let Some(most) = self.most_block(&shape)
             && for_gpu.is_none()
@@ -193,9 +195,11 @@ impl Attention {
         {
             return Err(Error::shape(
                 OP,
-                "tiles.block_k",
-                format!("a power of two of at most {most}, for pages, scales and parts of keys"),
-                tiles.block_k,
+                "schedule",
+                format!(
+                    "block_k a power of two of at most {most}, for pages, scales and parts of keys"
+                ),
+                format!("{tiles:?}"),
             ));
         }
         let pass = split.unwrap_or(u32::MAX).min(shape.seq_k);
@@ -210,7 +214,7 @@ impl Attention {
             caps.is_cpu() && u64::from(pass) <= longest(caps, &shape, self.algorithm, tiles, true);
         let mut keys = longest(caps, &shape, self.algorithm, tiles, stage_rolled);
         // longer blocks make fewer trips
-        while self.tiles.is_none() && u64::from(pass) > keys {
+        while self.schedule.is_none() && u64::from(pass) > keys {
             let longer = Tiles { block_k: tiles.block_k * 2, ..tiles };
             match check_tiles(caps, &shape, longer) {
                 Ok(longer) if self.most_block(&shape).is_none_or(|most| longer.block_k <= most) => {
@@ -271,6 +275,89 @@ impl Attention {
         Ok(plan)
     }
 
+    /// Refuses a schedule that is asked for where this problem or this device has no such form.
+    fn check_schedule(&self, caps: &Caps, shape: &AttentionShape) -> Result<()> {
+        let Some(asked) = self.schedule else { return Ok(()) };
+        let refuse = |problem: String| Err(Error::argument(OP, "schedule", problem));
+        if self.algorithm == Algorithm::Unfused {
+            return refuse("the unfused kernels have none; Algorithm::Flash takes any".to_owned());
+        }
+        let (name, rows) = match asked {
+            Schedule::Rows(tiles) => return check_tiles(caps, shape, tiles).map(|_| ()),
+            Schedule::Tiled(_) => ("Tiled", u64::MAX),
+            Schedule::Decode(_) => ("Decode", 4),
+            Schedule::Groups(_) => ("Groups", 8),
+        };
+        if self.metric {
+            return refuse(format!("{name} takes no metric; Rows does"));
+        }
+        let pass = u64::from(self.split_keys(shape).unwrap_or(u32::MAX).min(shape.seq_k));
+        let long = |keys: u64| match pass > keys {
+            true => {
+                let (need, limit) = (pass, keys);
+                Err(Error::Limit { op: OP, what: "keys in one pass on this driver", need, limit })
+            }
+            false => Ok(()),
+        };
+        if let Schedule::Tiled(tiles) = asked {
+            tiles.check(caps, shape)?;
+            return long(tiles.longest(shape, caps.loop_trips));
+        }
+        let given = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1));
+        if given > rows {
+            return refuse(format!(
+                "{name} takes at most {rows} rows of a key head, not {given}; Rows and Tiled take any"
+            ));
+        }
+        if self.split_keys(shape).is_none() || self.packed {
+            return refuse(format!(
+                "{name} takes keys that are shared out (Split::Auto or Split::Keys) and no packed \
+                 sequences; Rows and Tiled take any"
+            ));
+        }
+        let chunk = match asked {
+            Schedule::Groups(_) if self.kv_dtype() == DType::F32 => 4,
+            _ => 8,
+        };
+        if !(shape.head_dim | shape.head_dim_v).is_multiple_of(chunk) {
+            return refuse(format!(
+                "{name} takes head sizes that are multiples of {chunk}, not {} and {}; Rows and Tiled \
+                 take any",
+                shape.head_dim, shape.head_dim_v
+            ));
+        }
+        if let Schedule::Groups(tiles) = asked {
+            tiles.check(caps, shape, self.kv_dtype())?;
+            return long(tiles.longest(shape, caps.loop_trips));
+        }
+        if !one_subgroup(caps) {
+            return refuse(
+                "Decode takes subgroups of one size, or the portable tier; Groups takes any"
+                    .to_owned(),
+            );
+        }
+        // lanes are no choice, and every lane has all rows
+        let own = self.decode_tiles(caps, shape);
+        let Schedule::Decode(tiles) = asked else { return Ok(()) };
+        let most = own.block_k.max(4).min(self.most_block(shape).unwrap_or(64));
+        if tiles.workgroup != own.workgroup
+            || tiles.queries != own.queries
+            || !tiles.block_k.is_power_of_two()
+            || tiles.block_k > most
+        {
+            return Err(Error::shape(
+                OP,
+                "schedule",
+                format!(
+                    "a workgroup of {}, {} rows, and a power of two of at most {most} keys",
+                    own.workgroup, own.queries
+                ),
+                format!("{tiles:?}"),
+            ));
+        }
+        Ok(())
+    }
+
     /// Ranges and combinations of the options.
     fn check_options(&self, caps: &Caps, shape: &AttentionShape) -> Result<()> {
         self.dtype.expect_float(OP)?;
@@ -329,7 +416,7 @@ impl Attention {
             scale: self.scale,
             dtype: self.dtype,
             algorithm: self.algorithm,
-            tiles: self.tiles,
+            schedule: self.schedule,
             split: self.split,
             ..Self::default()
         };
@@ -415,18 +502,15 @@ impl Attention {
     /// none, on a CPU, which computes for them all the same. Only where keys are shared out, and the
     /// rows are of one sequence: a row's bits must not depend on the batch.
     fn decodes(&self, caps: &Caps, shape: &AttentionShape) -> bool {
+        if let Some(asked) = self.schedule {
+            return matches!(asked, Schedule::Decode(_));
+        }
         let rows = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1));
-        // a workgroup is one subgroup
-        let whole = match (caps.tier, caps.subgroup) {
-            (Tier::Subgroup, Some((min, max))) => min == max && max <= caps.invocations,
-            _ => true,
-        };
         caps.is_cpu()
-            && whole
+            && one_subgroup(caps)
             && rows <= 4
             && self.split_keys(shape).is_some()
             && !self.packed
-            && self.tiles.is_none()
             && self.algorithm == Algorithm::Flash
             && !self.metric
             && shape.head_dim.is_multiple_of(8)
@@ -435,11 +519,10 @@ impl Attention {
 
     /// How a GPU computes this problem, if it is one and its tiles fit.
     fn for_gpu(&self, caps: &Caps, shape: &AttentionShape) -> Option<Schedule> {
-        let able = !caps.is_cpu()
-            && self.algorithm == Algorithm::Flash
-            && self.tiles.is_none()
-            && !self.metric;
-        if !able {
+        if let Some(asked) = self.schedule {
+            return matches!(asked, Schedule::Tiled(_) | Schedule::Groups(_)).then_some(asked);
+        }
+        if caps.is_cpu() || self.algorithm != Algorithm::Flash || self.metric {
             return None;
         }
         let parts = self.split_keys(shape);
@@ -494,7 +577,7 @@ impl Attention {
         }
     }
 
-    /// Tiles that [`Attention::tiles`] accepts for this problem on such a device, the planner's
+    /// Tiles of [`Schedule::Rows`] that [`Attention::schedule`] accepts for this problem on such a device, the planner's
     /// choice first. Pages allow no `block_k` above their size.
     pub fn supported_tiles(caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
         let first = select_tiles(caps, shape, Self::default().texels(caps, shape));
@@ -556,6 +639,14 @@ fn check_shape(s: &AttentionShape) -> Result<()> {
     Ok(())
 }
 
+/// Whether a workgroup of the decoding kernel is one subgroup, or has no need to be.
+fn one_subgroup(caps: &Caps) -> bool {
+    match (caps.tier, caps.subgroup) {
+        (Tier::Subgroup, Some((min, max))) => min == max && max <= caps.invocations,
+        _ => true,
+    }
+}
+
 fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
     let positive = t.workgroup > 0 && t.queries > 0 && t.block_k > 0;
     // register tiles are written out: beyond this no compiler finishes
@@ -574,7 +665,7 @@ fn check_tiles(caps: &Caps, shape: &AttentionShape, t: Tiles) -> Result<Tiles> {
     {
         return Err(Error::shape(
             OP,
-            "tiles",
+            "schedule",
             format!(
                 "positive, workgroup a multiple of {whole} and at most {}, queries * block_k at most {} \
                  for these head sizes",

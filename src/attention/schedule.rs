@@ -1,7 +1,7 @@
 //! Which kernel, and how the work is cut: one pure function of the device and the problem.
 
-use super::{AttentionShape, MAX_HEAD_DIM, Tiles};
-use crate::{Caps, DType, Tier};
+use super::{AttentionShape, MAX_HEAD_DIM, OP, Tiles};
+use crate::{Caps, DType, Error, Result, Tier};
 
 /// The kernel that a plan takes, and its tiles: [`AttentionPlan::schedule`](super::AttentionPlan::schedule).
 ///
@@ -9,6 +9,12 @@ use crate::{Caps, DType, Tier};
 /// head, with head sizes that are multiples of eight and keys shared out. A GPU gets
 /// [`Groups`](Self::Groups) for at most eight such rows where keys are shared out, with head sizes that are
 /// multiples of eight (of four in f32), and [`Tiled`](Self::Tiled) for everything else but a metric.
+///
+/// [`Attention::schedule`](super::Attention::schedule) asks for one, on any device. `Rows` takes every
+/// problem. The others take no metric, and `Decode` and `Groups` no packed sequences, no more rows than
+/// said, and only keys that are shared out ([`Split`](super::Split)). Tiles must fit the device. What
+/// cannot be is an [`Error::Argument`](crate::Error::Argument) or
+/// [`Error::Shape`](crate::Error::Shape) that says what would work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Schedule {
@@ -111,6 +117,53 @@ impl GroupTiles {
         fits.then_some(tiles)
     }
 
+    /// Refuses tiles that groups.wgsl has no place for.
+    pub(super) fn check(self, caps: &Caps, shape: &AttentionShape, dtype: DType) -> Result<Self> {
+        let chunk = if dtype == DType::F32 { 4 } else { 8 };
+        let refuse =
+            |expected: String| Err(Error::shape(OP, "schedule", expected, format!("{self:?}")));
+        let powers = [self.workgroup, self.lanes, self.rows, self.block_k];
+        if self.chunk != chunk || powers.iter().any(|n| !n.is_power_of_two()) {
+            return refuse(format!("powers of two, and chunk = {chunk} for {dtype} keys"));
+        }
+        if self.rows > 8 || self.block_k > 8 || !(4..=32).contains(&self.lanes) {
+            return refuse("at most 8 rows and 8 keys, and 4 to 32 lanes".to_owned());
+        }
+        let lines = self.rows * self.block_k / 4;
+        let vectors = (shape.head_dim_v / chunk).div_ceil(self.lanes) * chunk / 4;
+        if lines == 0
+            || !self.rows.is_multiple_of(lines)
+            || !(self.rows * vectors).is_multiple_of(lines)
+            || self.rows > self.lanes
+        {
+            return refuse(
+                "rows * block_k at least 4, block_k at most 4, and no more rows than lanes"
+                    .to_owned(),
+            );
+        }
+        let (least, most) = match caps.subgroup.filter(|_| caps.tier == Tier::Subgroup) {
+            Some((min, max)) if self.shuffles && self.lanes <= min => (max, caps.invocations),
+            _ if self.shuffles => {
+                return refuse(
+                    "no shuffles, for subgroups here may be smaller than lanes".to_owned(),
+                );
+            }
+            _ => (1, caps.invocations),
+        };
+        let least = least.max(self.lanes * lines);
+        if self.workgroup < least || self.workgroup > most {
+            return refuse(format!("a workgroup of {least} to {most} invocations"));
+        }
+        let floats =
+            self.rows * ((shape.head_dim + shape.head_dim_v) / chunk).div_ceil(self.lanes) * chunk;
+        if floats > 512 {
+            return refuse(
+                "more lanes or fewer rows: a lane would hold over 512 numbers".to_owned(),
+            );
+        }
+        fits(self, self.workgroup, self.bytes(), caps)
+    }
+
     /// Keys of a tile.
     pub fn tile_k(&self) -> u32 {
         self.workgroup / self.lanes * self.block_k
@@ -129,6 +182,22 @@ impl GroupTiles {
         let end = u64::from(self.workgroup / self.lanes) * u64::from(loops);
         trips.saturating_sub(end).saturating_mul(self.tile_k().into())
     }
+}
+
+/// Refuses tiles that need more of a workgroup than the device has.
+fn fits<T: std::fmt::Debug>(tiles: T, invocations: u32, bytes: u32, caps: &Caps) -> Result<T> {
+    if invocations > caps.invocations || bytes > caps.workgroup_storage {
+        return Err(Error::shape(
+            OP,
+            "schedule",
+            format!(
+                "at most {} invocations and {} bytes of workgroup memory",
+                caps.invocations, caps.workgroup_storage
+            ),
+            format!("{invocations} and {bytes} for {tiles:?}"),
+        ));
+    }
+    Ok(tiles)
 }
 
 /// Tiles of [`Schedule::Tiled`]: a workgroup of `lanes_k * lanes_q` invocations owns `lanes_q * rows` rows
@@ -204,6 +273,30 @@ impl RegisterTiles {
                 && tiles.bytes(shape.head_dim_v) <= caps.workgroup_storage;
             fits.then_some(tiles)
         })
+    }
+
+    /// Refuses tiles that tiled.wgsl has no place for.
+    pub(super) fn check(self, caps: &Caps, shape: &AttentionShape) -> Result<Self> {
+        let refuse =
+            |expected: &str| Err(Error::shape(OP, "schedule", expected, format!("{self:?}")));
+        let powers = [self.lanes_k, self.lanes_q, self.depth, self.part];
+        if powers.iter().any(|n| !n.is_power_of_two() || *n > 1024) {
+            return refuse("lanes_k, lanes_q, depth and part powers of two of at most 1024");
+        }
+        if ![4, 8].contains(&self.rows) || ![4, 8].contains(&self.keys) {
+            return refuse("4 or 8 rows and keys");
+        }
+        if self.lanes_k < 4 || self.depth < 4 || self.part < 4 || self.part > self.tile_k() {
+            return refuse("lanes_k, depth and part at least 4, part at most lanes_k * keys");
+        }
+        if !self.lanes_q.is_multiple_of(self.keys / 4) {
+            return refuse("lanes_q a multiple of keys / 4");
+        }
+        let floats = self.rows * (4 * self.chunks(shape.head_dim_v) + self.keys);
+        if floats > 512 {
+            return refuse("more lanes_k or fewer rows: a lane would hold over 512 sums");
+        }
+        fits(self, self.workgroup(), self.bytes(shape.head_dim_v), caps)
     }
 
     /// No more rows than there are, though lanes enough to stage keys. Sums are made in the same order: a
