@@ -1769,7 +1769,7 @@ fn masks_read_by_words() {
             let op = Attention { visible: true, schedule, ..Default::default() };
             let s = shape(2, [37, keys], [4, 2], [12, 8]);
             if deal.takes() {
-                assert!(op.plan(&device.ctx, s).unwrap().wgsl()[0].contains("let seen = mask["));
+                assert!(op.plan(&device.ctx, s).unwrap().wgsl()[0].contains("let word = mask["));
                 Problem::new(s, op).check(device, &mut Rng(33));
             }
         }

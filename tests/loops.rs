@@ -44,7 +44,7 @@ use Bound::{Constant, Planner, Tested};
 #[rustfmt::skip]
 const LOOPS: &[(&str, &[(&str, Bound)])] = &[
     ("attention/decode.wgsl", &[
-        ("for (var start = first; start < last; start += BLOCK_K) {", Planner("decode")),
+        ("for (var start = first; start < reach.last; start += BLOCK_K) {", Planner("decode")),
     ]),
     ("attention/flash.wgsl", &[
         ("for (var c = 0u; c < HEAD_DIM; c++) {", Constant("HEAD_DIM")),

@@ -102,7 +102,7 @@ fn decode(
         // @unroll J BLOCK_K
         {
             // @if PAGED
-            let at = piece.k_base + page * params.k.x + (start % PAGE + J) * params.k.y;
+            let at = k_base(piece) + page * params.k.x + (start % PAGE + J) * params.k.y;
             // @else
             let at = k_at(piece, min(start + J, piece.seq_k - 1u));
             // @end
@@ -208,7 +208,7 @@ fn decode(
         // @unroll J BLOCK_K
         {
             // @if PAGED
-            let at = piece.v_base + page * params.v.x + (start % PAGE + J) * params.v.y;
+            let at = v_base(piece) + page * params.v.x + (start % PAGE + J) * params.v.y;
             // @else
             let at = v_at(piece, min(start + J, piece.seq_k - 1u));
             // @end

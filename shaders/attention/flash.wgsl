@@ -190,14 +190,14 @@ fn flash(
     var k_first: array<u32, K_LOADS>;
     var k_last: array<u32, K_LOADS>;
     // @unroll R K_LOADS
-    k_first[R] = piece.k_base + row_of((R * LANES + lane) * LOAD, D4) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
-    k_last[R] = piece.k_base + (piece.seq_k - 1u) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
+    k_first[R] = k_base(piece) + row_of((R * LANES + lane) * LOAD, D4) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
+    k_last[R] = k_base(piece) + (piece.seq_k - 1u) * params.k.y + chunk_of((R * LANES + lane) * LOAD, D4);
     // @end
     var v_first: array<u32, V_LOADS>;
     var v_last: array<u32, V_LOADS>;
     // @unroll R V_LOADS
-    v_first[R] = piece.v_base + row_of((R * LANES + lane) * LOAD, DV4) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
-    v_last[R] = piece.v_base + (piece.seq_k - 1u) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
+    v_first[R] = v_base(piece) + row_of((R * LANES + lane) * LOAD, DV4) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
+    v_last[R] = v_base(piece) + (piece.seq_k - 1u) * params.v.y + chunk_of((R * LANES + lane) * LOAD, DV4);
     // @end
     var k_step = first * params.k.y;
     var v_step = first * params.v.y;

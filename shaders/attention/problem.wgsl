@@ -24,10 +24,6 @@ struct Piece {
     rows: u32,
     begin: u32,
     end: u32,
-    // where q begins, and the key head's k and v; of pages, in the first page
-    q_base: u32,
-    k_base: u32,
-    v_base: u32,
 }
 
 fn piece_of(group: u32) -> Piece {
@@ -66,14 +62,6 @@ fn piece_of(group: u32) -> Piece {
     // @if SPLIT
     piece.begin = piece.split * params.split_keys;
     piece.end = min(piece.begin + params.split_keys, piece.seq_k);
-    // @end
-    piece.q_base = piece.batch * params.q.x + piece.q_start * params.q.y + params.q.w;
-    piece.k_base = piece.head_kv * params.k.z + params.k.w;
-    piece.v_base = piece.head_kv * params.v.z + params.v.w;
-    // @if PAGED
-    // @else
-    piece.k_base += piece.batch * params.k.x + piece.k_start * params.k.y;
-    piece.v_base += piece.batch * params.v.x + piece.k_start * params.v.y;
     // @end
     return piece;
 }
@@ -129,24 +117,42 @@ fn row_at(piece: Piece, index: u32) -> Row {
     return row;
 }
 
+// Where the key head's k and v begin; of pages, in the first page. Not kept in the piece: registers are
+// dearer than a few scalar operations.
+fn k_base(piece: Piece) -> u32 {
+    // @if PAGED
+    return piece.head_kv * params.k.z + params.k.w;
+    // @else
+    return piece.batch * params.k.x + piece.k_start * params.k.y + piece.head_kv * params.k.z + params.k.w;
+    // @end
+}
+
+fn v_base(piece: Piece) -> u32 {
+    // @if PAGED
+    return piece.head_kv * params.v.z + params.v.w;
+    // @else
+    return piece.batch * params.v.x + piece.k_start * params.v.y + piece.head_kv * params.v.z + params.v.w;
+    // @end
+}
+
 // Where a row of q, k, v and o begins.
 fn q_at(piece: Piece, row: Row) -> u32 {
-    return piece.q_base + row.query * params.q.y + row.head * params.q.z;
+    return piece.batch * params.q.x + (piece.q_start + row.query) * params.q.y + row.head * params.q.z + params.q.w;
 }
 
 fn k_at(piece: Piece, key: u32) -> u32 {
     // @if PAGED
-    return piece.k_base + table[piece.pages + key / PAGE] * params.k.x + key % PAGE * params.k.y;
+    return k_base(piece) + table[piece.pages + key / PAGE] * params.k.x + key % PAGE * params.k.y;
     // @else
-    return piece.k_base + key * params.k.y;
+    return k_base(piece) + key * params.k.y;
     // @end
 }
 
 fn v_at(piece: Piece, key: u32) -> u32 {
     // @if PAGED
-    return piece.v_base + table[piece.pages + key / PAGE] * params.v.x + key % PAGE * params.v.y;
+    return v_base(piece) + table[piece.pages + key / PAGE] * params.v.x + key % PAGE * params.v.y;
     // @else
-    return piece.v_base + key * params.v.y;
+    return v_base(piece) + key * params.v.y;
     // @end
 }
 
