@@ -1543,6 +1543,7 @@ fn cut_for_a_gpu() {
         (shape(1, [2, 100_000], [1, 1], [3, 4]), base),
         (shape(1, [9, 131], [2, 2], [12, 8]), Attention { split: Split::Keys(64), ..base }),
         (shape(2, [3, 700], [8, 2], [64, 64]), Attention { split: Split::Auto, ..causal }),
+        (shape(1, [2, 2100], [20, 1], [24, 16]), Attention { split: Split::Auto, ..causal }),
         (shape(1, [9, 40], [2, 1], [16, 16]), Attention { metric: true, ..base }),
         (shape(1, [70, 70], [2, 1], [16, 16]), Attention { window, ..base }),
         (shape(1, [50, 70], [2, 1], [16, 16]), Attention { softcap: Some(2.0), ..base }),

@@ -997,3 +997,34 @@ fn decoding_for_a_slow_compiler() {
         }
     }
 }
+
+/// How keys are shared out unless told, by the parts that scratch has room for.
+#[test]
+fn keys_are_shared_out_by_rows_alone() {
+    let caps = noop().caps;
+    for (class, heads, heads_kv, seq_q, parts) in [
+        (DeviceClass::Cpu, 8, 2, 4, 32),
+        (DeviceClass::Gpu, 8, 2, 4, 32),
+        (DeviceClass::Cpu, 8, 2, 5, 0),
+        (DeviceClass::Gpu, 8, 2, 5, 0),
+        // latent attention, and many heads of one key head; then too many queries
+        (DeviceClass::Gpu, 16, 1, 1, 32),
+        (DeviceClass::Gpu, 128, 1, 1, 4),
+        (DeviceClass::Gpu, 64, 2, 4, 4),
+        (DeviceClass::Gpu, 64, 2, 5, 0),
+        (DeviceClass::Cpu, 128, 1, 1, 0),
+    ] {
+        let caps = caps.with_class(class);
+        let mut before = None;
+        for batch in [1, 3] {
+            let shape = AttentionShape { batch, seq_q, seq_k: 8192, heads, heads_kv, ..SHAPE };
+            let plan = Attention::default().design(&caps, shape).unwrap();
+            let rows = u64::from(batch * seq_q * heads);
+            let part = |width: u64| (4 * rows * parts * width).next_multiple_of(256);
+            let width = u64::from(shape.head_dim_v.next_multiple_of(4));
+            assert_eq!(plan.scratch_bytes(), part(width) + part(2), "{class}, {shape:?}");
+            let schedule = *before.get_or_insert(plan.schedule());
+            assert_eq!(plan.schedule(), schedule);
+        }
+    }
+}

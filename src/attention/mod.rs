@@ -161,8 +161,9 @@ pub enum BiasPositions {
 /// Whether the keys of one query are shared out to several workgroups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Split {
-    /// For few queries (`seq_q * heads / heads_kv` at most 16), cut at every [`SPLIT_KEYS`] keys;
-    /// never for packed sequences, whose lengths a plan does not know.
+    /// For few queries (`seq_q * heads / heads_kv` at most 16), cut at every [`SPLIT_KEYS`] keys; on a
+    /// GPU also for up to four queries of more than 16 heads that share a key head, as in latent attention,
+    /// at every [`SPLIT_KEYS_MANY`]; never for packed sequences, whose lengths a plan does not know.
     #[default]
     Auto,
     /// One workgroup for all keys.
@@ -175,6 +176,9 @@ pub enum Split {
 
 /// Keys of one part of [`Split::Auto`].
 pub const SPLIT_KEYS: u32 = 256;
+
+/// Keys of one part where many rows share a key head, each of which leaves a result to be merged.
+pub const SPLIT_KEYS_MANY: u32 = 2048;
 
 /// How the work is cut where invocations own whole rows ([`Schedule::Rows`]), or, while decoding on a CPU,
 /// share the channels of a few ([`Schedule::Decode`]). [`Attention::plan`] chooses unless told.

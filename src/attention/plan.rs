@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Algorithm, Attention, AttentionShape, BiasPositions, CausalAlignment, GroupTiles, MAX_HEAD_DIM,
-    MAX_SEQ, Mask, OP, RegisterTiles, SPLIT_KEYS, Schedule, Split, Tiles, merge,
+    MAX_SEQ, Mask, OP, RegisterTiles, SPLIT_KEYS, SPLIT_KEYS_MANY, Schedule, Split, Tiles, merge,
 };
 use crate::{
     Caps, Context, DType, Error, Result, Tier,
@@ -137,7 +137,7 @@ impl Attention {
             shape.head_dim_v,
             shape.heads / shape.heads_kv.max(1),
             if self.mask == Mask::None { "full" } else { "causal" },
-            if self.split_keys(shape).is_some() { "split" } else { "whole" },
+            if self.split_keys(caps, shape).is_some() { "split" } else { "whole" },
         )
     }
 
@@ -156,7 +156,7 @@ impl Attention {
         }
         let most = caps.unrolled.max(unrolled(&own));
         let mut all = vec![own];
-        let block = |t: &Tiles| self.most_block(shape).is_none_or(|most| t.block_k <= most);
+        let block = |t: &Tiles| self.most_block(caps, shape).is_none_or(|most| t.block_k <= most);
         all.extend(
             Self::supported_tiles(caps, shape)
                 .into_iter()
@@ -181,7 +181,7 @@ impl Attention {
         }
         self.check_options(caps, &shape)?;
         self.check_schedule(caps, &shape)?;
-        let split = self.split_keys(&shape);
+        let split = self.split_keys(caps, &shape);
         let decode = self.decodes(caps, &shape);
         let for_gpu = self.for_gpu(caps, &shape);
         let mut tiles = match self.schedule {
@@ -189,7 +189,7 @@ impl Attention {
             None if decode => self.decode_tiles(caps, &shape),
             _ => self.fit(caps, &shape, select_tiles(caps, &shape, self.texels(caps, &shape))),
         };
-        if let Some(most) = self.most_block(&shape)
+        if let Some(most) = self.most_block(caps, &shape)
             && for_gpu.is_none()
             && (!tiles.block_k.is_power_of_two() || tiles.block_k > most)
         {
@@ -217,7 +217,9 @@ impl Attention {
         while self.schedule.is_none() && u64::from(pass) > keys {
             let longer = Tiles { block_k: tiles.block_k * 2, ..tiles };
             match check_tiles(caps, &shape, longer) {
-                Ok(longer) if self.most_block(&shape).is_none_or(|most| longer.block_k <= most) => {
+                Ok(longer)
+                    if self.most_block(caps, &shape).is_none_or(|most| longer.block_k <= most) =>
+                {
                     tiles = longer;
                 }
                 _ => break,
@@ -291,7 +293,7 @@ impl Attention {
         if self.metric {
             return refuse(format!("{name} takes no metric; Rows does"));
         }
-        let pass = u64::from(self.split_keys(shape).unwrap_or(u32::MAX).min(shape.seq_k));
+        let pass = u64::from(self.split_keys(caps, shape).unwrap_or(u32::MAX).min(shape.seq_k));
         let long = |keys: u64| match pass > keys {
             true => {
                 let (need, limit) = (pass, keys);
@@ -309,7 +311,7 @@ impl Attention {
                 "{name} takes at most {rows} rows of a key head, not {given}; Rows and Tiled take any"
             ));
         }
-        if self.split_keys(shape).is_none() || self.packed {
+        if self.split_keys(caps, shape).is_none() || self.packed {
             return refuse(format!(
                 "{name} takes keys that are shared out (Split::Auto or Split::Keys) and no packed \
                  sequences; Rows and Tiled take any"
@@ -339,7 +341,7 @@ impl Attention {
         // lanes are no choice, and every lane has all rows
         let own = self.decode_tiles(caps, shape);
         let Schedule::Decode(tiles) = asked else { return Ok(()) };
-        let most = own.block_k.max(4).min(self.most_block(shape).unwrap_or(64));
+        let most = own.block_k.max(4).min(self.most_block(caps, shape).unwrap_or(64));
         if tiles.workgroup != own.workgroup
             || tiles.queries != own.queries
             || !tiles.block_k.is_power_of_two()
@@ -455,8 +457,8 @@ impl Attention {
 
     /// The largest block of keys that pages, scales and parts allow; all are powers of two or
     /// multiples of 64.
-    fn most_block(&self, shape: &AttentionShape) -> Option<u32> {
-        let parts = self.split_keys(shape).map(|_| 64);
+    fn most_block(&self, caps: &Caps, shape: &AttentionShape) -> Option<u32> {
+        let parts = self.split_keys(caps, shape).map(|_| 64);
         [self.page_size, self.quantized, parts].into_iter().flatten().min()
     }
 
@@ -470,7 +472,7 @@ impl Attention {
             fitted.block_k = 4;
             fitted.queries = fitted.queries.min(4);
         }
-        fitted.block_k = self.most_block(shape).unwrap_or(u32::MAX).min(fitted.block_k);
+        fitted.block_k = self.most_block(caps, shape).unwrap_or(u32::MAX).min(fitted.block_k);
         // a tile visits the windows of all its rows
         let (left, right) = self.reach();
         let rows = |t: &Tiles| i64::from(t.workgroup) * i64::from(t.queries);
@@ -491,7 +493,7 @@ impl Attention {
             && self.algorithm == Algorithm::Flash
             && self.quantized.is_none()
             && self.page_size.is_none()
-            && self.split_keys(shape).is_none()
+            && self.split_keys(caps, shape).is_none()
             && shape.head_dim.is_multiple_of(texels::elements(self.dtype))
             && shape.head_dim_v.is_multiple_of(texels::elements(self.dtype))
             // tiles have 16 or 32 rows there, see select_tiles
@@ -509,7 +511,7 @@ impl Attention {
         caps.is_cpu()
             && one_subgroup(caps)
             && rows <= 4
-            && self.split_keys(shape).is_some()
+            && self.split_keys(caps, shape).is_some()
             && !self.packed
             && self.algorithm == Algorithm::Flash
             && !self.metric
@@ -525,7 +527,7 @@ impl Attention {
         if caps.is_cpu() || self.algorithm != Algorithm::Flash || self.metric {
             return None;
         }
-        let parts = self.split_keys(shape);
+        let parts = self.split_keys(caps, shape);
         let pass = u64::from(parts.unwrap_or(u32::MAX).min(shape.seq_k));
         // as for a CPU: only where keys are shared out, and the rows are of one sequence
         let few = (parts.is_some() && !self.packed)
@@ -562,17 +564,27 @@ impl Attention {
         while block_k > 1 && block_k * chunks > 32 {
             block_k /= 2;
         }
-        Tiles { workgroup, queries, block_k: self.most_block(shape).unwrap_or(64).min(block_k) }
+        Tiles {
+            workgroup,
+            queries,
+            block_k: self.most_block(caps, shape).unwrap_or(64).min(block_k),
+        }
     }
 
     /// Keys of one part, if keys are shared out. Never a function of the batch or of the number of
     /// keys: a row's bits must not depend on them.
-    fn split_keys(&self, shape: &AttentionShape) -> Option<u32> {
-        let few = u64::from(shape.seq_q) * u64::from(shape.heads / shape.heads_kv.max(1)) <= 16;
+    fn split_keys(&self, caps: &Caps, shape: &AttentionShape) -> Option<u32> {
+        let group = shape.heads / shape.heads_kv.max(1);
+        let few = u64::from(shape.seq_q) * u64::from(group) <= 16;
         match self.split {
             _ if self.algorithm == Algorithm::Unfused => None,
-            Split::Auto => (few && !self.packed).then_some(SPLIT_KEYS),
-            Split::Never => None,
+            Split::Auto if self.packed => None,
+            Split::Auto if few => Some(SPLIT_KEYS),
+            // a GPU has more places for work than the key heads of latent attention fill
+            Split::Auto if group > 16 && shape.seq_q <= 4 && !caps.is_cpu() => {
+                Some(SPLIT_KEYS_MANY)
+            }
+            Split::Auto | Split::Never => None,
             Split::Keys(keys) => Some(keys),
         }
     }
