@@ -184,6 +184,17 @@ for card in ${cards//,/ }; do
     if [ -n "$texts" ]; then continue; fi
     # benches have none of relative attention
     if [ "$op" != relative ]; then dump "$card" bench-f32 bench "$bench"; fi
+    # degrees that benches leave to --routes
+    if ! $quick; then
+        case $op in
+            '' | gaunt)
+                for dtype in f32 f16; do
+                    dump "$card" "degrees-$dtype" bench gaunt --dtype $dtype --shape lmax=9 --shape lmax=10 \
+                        --shape lmax=11 --shape lmax=12 --shape lmax=8,out=4 --shape lmax=5,out=10
+                done
+                ;;
+        esac
+    fi
     if ! $quick; then
         case $op in
             '' | attention)

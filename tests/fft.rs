@@ -6,7 +6,7 @@ mod common;
 use common::{Deal, rel_rms};
 use rustfft::{FftPlanner, num_complex::Complex};
 use tilewise::{
-    Context, DType, Error, Layout, Tensor, TensorView,
+    Context, DType, DeviceClass, Error, Layout, Tensor, TensorView,
     fft::{Direction, Fft, FftArgs, FftPlan, MAX_LENGTH, Normalization},
     reference, wgpu,
 };
@@ -263,6 +263,45 @@ fn longer_lengths() {
                 check(&ctx, &Fft { direction, real: true, ..line(n) }, 1);
             }
         }
+    }
+}
+
+/// The recipes of GPUs, whose stages exchange by halves, on the drivers that are here: every radix,
+/// one pass and two, real and complex, odd batches, and the same bits again.
+#[test]
+fn cut_for_a_gpu() {
+    let lengths =
+        [2, 6, 8, 9, 11, 13, 16, 17, 30, 32, 49, 60, 64, 77, 100, 121, 128, 143, 169, 210]
+            .into_iter()
+            .chain([256, 343, 500, 512, 1000, 1021, 1024, 1331, 2048, 2187, 4096, 5005, 10_000])
+            .chain([1 << 15, 1 << 16, 1 << 18]);
+    for (d, ctx) in contexts().enumerate() {
+        let ctx = ctx.with_class(DeviceClass::Gpu);
+        let started = std::time::Instant::now();
+        let mut deal = Deal::new(d, 5);
+        for (k, n) in lengths.clone().enumerate() {
+            if n > 8 && !deal.takes() {
+                continue;
+            }
+            let direction = [Direction::Forward, Direction::Inverse][k % 2];
+            check(&fresh(&ctx), &Fft { direction, real: k / 2 % 2 == 1, ..line(n) }, 3);
+        }
+        for shape in [[8, 8], [21, 21], [64, 48], [100, 3], [1024, 5]] {
+            if deal.takes() {
+                check(&ctx, &Fft { shape, ..Default::default() }, 3);
+            }
+        }
+        println!("{}: {:.1?}", common::devices()[d].name, started.elapsed());
+        let (fft, batch) = (line(1000), 5);
+        let x = noise(3, 10_000);
+        let plan = fft.plan(&ctx, batch).unwrap();
+        let bits = || {
+            let [input, output] = [&x, &vec![f32::NAN; 10_000]]
+                .map(|data| Tensor::upload(&ctx, [batch, 1, 1000, 2], data).unwrap());
+            run(&ctx, &plan, input.view(), output.view());
+            output.download::<f32>(&ctx).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(), bits());
     }
 }
 

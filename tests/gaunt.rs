@@ -10,8 +10,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use common::{Device, Guarded, Rng, devices, rel_rms, rounded, run, to_f64, upload_as};
-use tilewise::{Context, DType, Error, Layout, Tensor, gaunt::*, reference, wgpu};
+use common::{Deal, Device, Guarded, Rng, devices, rel_rms, rounded, run, to_f64, upload_as};
+use tilewise::{Context, DType, DeviceClass, Error, Layout, Tensor, gaunt::*, reference, wgpu};
 
 /// Largest relative error between any two routes, and of any against f64.
 const ROUTES: f64 = 2e-6;
@@ -196,10 +196,68 @@ fn seen(layout: &Layout<3>, rng: &mut Rng, dtype: DType) -> (Vec<f32>, Vec<f32>)
     (values.clone(), values)
 }
 
+/// A product of rows that lie anywhere, with weights or without, against the definition.
+fn agrees(device: &Device, p: GauntTensorProduct, [b, c]: [u32; 2], rng: &mut Rng, what: &str) {
+    let (ctx, dtype, coupling) = (&device.ctx, p.dtype, p.coupling);
+    let what = format!("{what}: {p:?} [{b}, {c}]");
+    let (lx, ly) = (
+        random_rows(rng, [b, c, dim(p.lmax1)], true),
+        random_rows(rng, [b, c, dim(p.lmax2)], true),
+    );
+    let lz = random_rows(rng, [b, c, dim(p.lmax_out)], false);
+    let ((x, sx), (y, sy)) = (seen(&lx, rng, dtype), seen(&ly, rng, dtype));
+    let weighted: [bool; 3] = std::array::from_fn(|_| rng.range(0, 3) == 0);
+    let weights: [Option<Vec<f32>>; 3] = std::array::from_fn(|i| {
+        let l = [p.lmax1, p.lmax2, p.lmax_out][i];
+        weighted[i].then(|| rng.vec((c * (l + 1)) as usize))
+    });
+
+    let plan = p.plan(ctx, GauntShape { batch: b, channels: c }).unwrap();
+    let (tx, ty) = (upload_as(ctx, lx, &x, dtype).unwrap(), upload_as(ctx, ly, &y, dtype).unwrap());
+    let z = Guarded::new(ctx, lz, dtype);
+    let tw: [Option<Tensor<2>>; 3] = std::array::from_fn(|i| {
+        let l = [p.lmax1, p.lmax2, p.lmax_out][i];
+        weights[i].as_ref().map(|w| Tensor::upload(ctx, [c, l + 1], w).unwrap())
+    });
+    let args = GauntArgs {
+        weight1: tw[0].as_ref().map(Tensor::view),
+        weight2: tw[1].as_ref().map(Tensor::view),
+        weight_out: tw[2].as_ref().map(Tensor::view),
+        ..GauntArgs::new(tx.view_as(lx).unwrap(), ty.view_as(ly).unwrap(), z.view())
+    };
+    run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
+
+    let scale = |v: Vec<f64>, w: &Option<Vec<f32>>, l: u32| match w {
+        Some(w) => reference::weight_by_degree(l, &v, &to_f64(w)),
+        None => v,
+    };
+    let (wx, wy) =
+        (scale(to_f64(&sx), &weights[0], p.lmax1), scale(to_f64(&sy), &weights[1], p.lmax2));
+    let want = scale(definition(&p, &wx, &wy), &weights[2], p.lmax_out);
+    let got = z.read(ctx);
+    if want.iter().all(|w| w.abs() < 1e-12) {
+        assert!(got.iter().all(|g| g.abs() < 1e-6), "{what}: zeros expected");
+        return;
+    }
+    let narrow = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<_>>();
+    // the plain grid has no gradients; a vector product is held to the coefficients' error
+    let grid = plan.options().algorithm != Some(Algorithm::Table) && coupling == Coupling::Scalar;
+    let plain = Plain::new(&p, grid).product(&p, &narrow(&wx), &narrow(&wy));
+    let plain = scale(to_f64(&plain), &weights[2], p.lmax_out);
+    let plain = rel_rms(&rounded(&narrow(&plain), dtype), &want);
+    // one rounding at least: small problems can come out exact
+    let floor = if coupling == Coupling::Vector { 4.0 } else { 2.0 } * DType::F32.unit_roundoff();
+    let (error, budget) = (rel_rms(&got, &want), 2.0 * plain.max(floor));
+    assert!(
+        error <= budget,
+        "{what} {:?}: error {error:.2e}, budget {budget:.2e}",
+        plan.options().algorithm
+    );
+}
+
 #[test]
 fn products_agree_with_the_definition() {
     each_device(|device| {
-        let ctx = &device.ctx;
         let mut rng = Rng(7);
         for case in 0..40 {
             let dtype = *rng.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16]);
@@ -224,66 +282,103 @@ fn products_agree_with_the_definition() {
                 dtype,
                 algorithm: *rng.pick(algorithms),
             };
-            let [b, c] = [rng.range(1, 12), rng.range(1, 10)];
-            let what = format!("{}, case {case}: {p:?} [{b}, {c}]", device.name);
-            let (lx, ly) = (
-                random_rows(&mut rng, [b, c, dim(p.lmax1)], true),
-                random_rows(&mut rng, [b, c, dim(p.lmax2)], true),
-            );
-            let lz = random_rows(&mut rng, [b, c, dim(p.lmax_out)], false);
-            let ((x, sx), (y, sy)) = (seen(&lx, &mut rng, dtype), seen(&ly, &mut rng, dtype));
-            let weighted: [bool; 3] = std::array::from_fn(|_| rng.range(0, 3) == 0);
-            let weights: [Option<Vec<f32>>; 3] = std::array::from_fn(|i| {
-                let l = [p.lmax1, p.lmax2, p.lmax_out][i];
-                weighted[i].then(|| rng.vec((c * (l + 1)) as usize))
-            });
+            let shape = [rng.range(1, 12), rng.range(1, 10)];
+            agrees(device, p, shape, &mut rng, &format!("{}, case {case}", device.name));
+        }
+    });
+}
 
-            let plan = p.plan(ctx, GauntShape { batch: b, channels: c }).unwrap();
-            let (tx, ty) =
-                (upload_as(ctx, lx, &x, dtype).unwrap(), upload_as(ctx, ly, &y, dtype).unwrap());
-            let z = Guarded::new(ctx, lz, dtype);
-            let tw: [Option<Tensor<2>>; 3] = std::array::from_fn(|i| {
-                let l = [p.lmax1, p.lmax2, p.lmax_out][i];
-                weights[i].as_ref().map(|w| Tensor::upload(ctx, [c, l + 1], w).unwrap())
-            });
-            let args = GauntArgs {
-                weight1: tw[0].as_ref().map(Tensor::view),
-                weight2: tw[1].as_ref().map(Tensor::view),
-                weight_out: tw[2].as_ref().map(Tensor::view),
-                ..GauntArgs::new(tx.view_as(lx).unwrap(), ty.view_as(ly).unwrap(), z.view())
-            };
-            run(ctx, |encoder| plan.encode(ctx, encoder, &args)).unwrap();
+/// The same device, planned for as a GPU.
+fn as_a_gpu(device: &Device) -> Device {
+    let name = format!("{}, as a GPU", device.name);
+    Device { name, ctx: device.ctx.with_class(DeviceClass::Gpu) }
+}
 
-            let scale = |v: Vec<f64>, w: &Option<Vec<f32>>, l: u32| match w {
-                Some(w) => reference::weight_by_degree(l, &v, &to_f64(w)),
-                None => v,
-            };
-            let (wx, wy) = (
-                scale(to_f64(&sx), &weights[0], p.lmax1),
-                scale(to_f64(&sy), &weights[1], p.lmax2),
-            );
-            let want = scale(definition(&p, &wx, &wy), &weights[2], p.lmax_out);
-            let got = z.read(ctx);
-            if want.iter().all(|w| w.abs() < 1e-12) {
-                assert!(got.iter().all(|g| g.abs() < 1e-6), "{what}: zeros expected");
+/// Products of a workgroup where lanes share a product, and memory is not what limits them.
+fn tile(degree: u32) -> u32 {
+    128 / (degree + 1)
+}
+
+/// What a GPU gets: at low degrees a lane for a product, from 5 to 12 a lane for an order; equal degrees
+/// and others, full tiles and not, views, weights and types at random.
+#[test]
+fn cut_for_a_gpu() {
+    let mixed = [
+        [5, 3, 7],
+        [8, 2, 6],
+        [3, 9, 4],
+        [12, 6, 12],
+        [6, 11, 3],
+        [1, 6, 6],
+        [4, 4, 8],
+        [2, 3, 9],
+        [7, 7, 1],
+        [10, 1, 10],
+        [5, 5, 10],
+        [6, 6, 12],
+        [12, 12, 12],
+        [9, 12, 11],
+    ];
+    let degrees: Vec<[u32; 3]> = (0..=12).map(|l| [l; 3]).chain(mixed).collect();
+    let turn = std::cell::Cell::new(0);
+    each_device(|device| {
+        let gpu = as_a_gpu(device);
+        let mut rng = Rng(31 + turn.get() as u64);
+        // the drivers' own compilation is what takes the time: each tries some of them
+        let mut deal = Deal::new(turn.get(), 3);
+        turn.set(turn.get() + 1);
+        for (k, &[lmax1, lmax2, lmax_out]) in degrees.iter().enumerate() {
+            if !deal.takes() {
                 continue;
             }
-            let narrow = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<_>>();
-            // the plain grid has no gradients; a vector product is held to the coefficients' error
-            let grid =
-                plan.options().algorithm != Some(Algorithm::Table) && coupling == Coupling::Scalar;
-            let plain = Plain::new(&p, grid).product(&p, &narrow(&wx), &narrow(&wy));
-            let plain = scale(to_f64(&plain), &weights[2], p.lmax_out);
-            let plain = rel_rms(&rounded(&narrow(&plain), dtype), &want);
-            // one rounding at least: small problems can come out exact
-            let floor =
-                if coupling == Coupling::Vector { 4.0 } else { 2.0 } * DType::F32.unit_roundoff();
-            let (error, budget) = (rel_rms(&got, &want), 2.0 * plain.max(floor));
-            assert!(
-                error <= budget,
-                "{what} {:?}: error {error:.2e}, budget {budget:.2e}",
-                plan.options().algorithm
-            );
+            let p = GauntTensorProduct {
+                lmax1,
+                lmax2,
+                lmax_out,
+                dtype: [DType::F32, DType::F32, DType::F16, DType::BF16][rng.range(0, 4) as usize],
+                ..Default::default()
+            };
+            let degree = lmax1.max(lmax2).max(lmax_out.min(lmax1 + lmax2));
+            let plan = p.plan(&gpu.ctx, GauntShape { batch: 1, channels: 1 }).unwrap();
+            let shared = (5..=12).contains(&degree);
+            assert_eq!(plan.label().starts_with("gaunt/orders"), shared, "{}", plan.label());
+            let t = tile(degree);
+            let counts = [1, t - 1, t, t + 1, 2 * t + 3];
+            let count = counts[k % 5];
+            let shape = if k % 2 == 0 { [count, 1] } else { [1, count] };
+            agrees(&gpu, p, shape, &mut rng, &gpu.name);
+            let shape = [3, counts[(k + 2) % 5].div_ceil(3)];
+            agrees(&gpu, GauntTensorProduct { dtype: DType::F32, ..p }, shape, &mut rng, &gpu.name);
+        }
+    });
+}
+
+/// A product that is not finite spoils no other, and the others keep their bits; a run has the bits of
+/// another.
+#[test]
+fn products_of_a_workgroup_are_apart() {
+    each_device(|device| {
+        let gpu = as_a_gpu(device);
+        for (l, dtype) in [(5, DType::F32), (6, DType::F16), (8, DType::F32)] {
+            let p = GauntTensorProduct { dtype, ..GauntTensorProduct::new(l, l) };
+            let n = dim(l) as usize;
+            let count = 2 * tile(l) + 3;
+            let mut rng = Rng(5);
+            let [x, y] = [0; 2].map(|_| rng.vec(n * count as usize));
+            let clean = simple(&gpu.ctx, p, [count, 1], &x, &y);
+            assert!(clean.iter().all(|v| v.is_finite()));
+            assert_eq!(clean, simple(&gpu.ctx, p, [count, 1], &x, &y), "{}", gpu.name);
+            for (bad, poison) in [(0, f32::NAN), (tile(l), f32::INFINITY), (count - 1, f32::NAN)] {
+                let mut x = x.clone();
+                let own = bad as usize * n..(bad as usize + 1) * n;
+                x[own.clone()].fill(poison);
+                let got = simple(&gpu.ctx, p, [count, 1], &x, &y);
+                for (k, (got, clean)) in got.iter().zip(&clean).enumerate() {
+                    let inside = own.contains(&k);
+                    assert!(inside || got.to_bits() == clean.to_bits(), "{} {l}: {k}", gpu.name);
+                }
+                assert!(got[own].iter().any(|v| !v.is_finite()));
+            }
         }
     });
 }
@@ -708,11 +803,16 @@ fn many_body_products_are_not_truncated_between() {
 #[test]
 fn convolution_gathers_and_sums_in_order() {
     each_device(|device| {
-        let ctx = &device.ctx;
         let mut rng = Rng(6);
-        for (l1, l2, l3, algorithm) in
-            [(2, 2, 2, None), (1, 3, 2, Some(Algorithm::Grid)), (9, 2, 9, Some(Algorithm::Table))]
-        {
+        let gpu = as_a_gpu(device);
+        for (device, l1, l2, l3, algorithm) in [
+            (device, 2, 2, 2, None),
+            (device, 1, 3, 2, Some(Algorithm::Grid)),
+            (device, 9, 2, 9, Some(Algorithm::Table)),
+            (&gpu, 5, 2, 5, None),
+            (&gpu, 6, 4, 3, None),
+        ] {
+            let ctx = &device.ctx;
             let (nodes, channels) = (7u32, 5u32);
             // node 3 has no edge; node 5 has most
             let mut edges: Vec<[u32; 2]> = (0..40)

@@ -101,6 +101,12 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
     ("gaunt/linear.wgsl", &[
         ("for (var e = table[o].x; e < last; e++) {", Planner("gaunt map")),
     ]),
+    ("gaunt/orders.wgsl", &[
+        ("for (var i = local; i < ROUNDS * PAIRS * ORDERS * QUADS; i += WORKGROUP) {", Constant("ROUNDS * PAIRS * QUADS, below 64")),
+        ("for (var round = 0u; round < params.rounds; round++) {", Constant("ROUNDS, at most 3")),
+        ("for (var i = 0u; i < params.pairs; i++) {", Constant("PAIRS, at most 6")),
+        ("for (var i = 0u; i < params.pairs; i++) {", Constant("PAIRS, at most 6")),
+    ]),
     ("gaunt/pointwise.wgsl", &[
         ("for (var k = 0u; k < GRIDS; k++) {", Constant("GRIDS, at most 7")),
         ("for (var p = 0u; p < params.powers[k / 4u][k % 4u]; p++) {", Constant("powers, at most MAX_DEGREE each")),

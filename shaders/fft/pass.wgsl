@@ -10,7 +10,7 @@
 // src, dst: complex numbers (re, im), or real ones; strides in numbers. Always the forward sign:
 // an inverse swaps re and im on load and on store.
 // Stages follow Stockham (van Loan 1992, Computational Frameworks for the FFT, section 1.7).
-// The host writes BINDINGS and BODY (src/fft/kernel.rs); here they are for a DFT of two points.
+// The host writes BINDINGS, CELLS and BODY (src/fft/kernel.rs); here they are for a DFT of two points.
 const LANES: u32 = 1u; // @spec
 const SLOTS: u32 = 64u; // @spec
 const REPEAT: u32 = 1u; // @spec
@@ -68,7 +68,9 @@ fn src_get(i: u32) -> vec2<f32> { return src[i]; }
 fn dst_put(i: u32, x: vec2<f32>) { dst[i] = x; }
 // @end
 @group(0) @binding(3) var<storage, read> table: array<vec4<f32>>;
+// @generate CELLS
 var<workgroup> shared_points: array<vec4<f32>, SLOTS * SHARED>;
+// @end
 
 fn table_get(i: u32) -> vec2<f32> {
     let v = table[i >> 1u];

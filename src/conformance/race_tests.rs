@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::context::Dispatched;
+use crate::gaunt::{GauntArgs, GauntShape, GauntTensorProduct};
 use crate::linear_attention::{RelativeAttention, RelativeAttentionArgs, RelativeAttentionShape};
 use crate::test_support::{noop, races::races};
 use crate::{Context, DType, DeviceClass, Result, Tensor, Tier};
@@ -14,12 +15,13 @@ use crate::{Context, DType, DeviceClass, Result, Tensor, Tier};
 use super::{Case, case_files, random_case, random_ops, run_guarded};
 
 /// The kernels with workgroup memory and barriers.
-const KERNELS: [&str; 9] = [
+const KERNELS: [&str; 10] = [
     "attention/decode:decode",
     "attention/flash:flash",
     "attention/groups:groups",
     "attention/tiled:tiled",
     "fft/pass:fft_pass",
+    "gaunt/orders",
     "linear_attention/chunk_portable:chunk_portable",
     "relative_attention/exact:exact",
     "relative_attention/largest:largest",
@@ -52,6 +54,7 @@ fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
                 let _ = run_guarded(&ctx, case, DType::F32, 0);
             }
             transform(&ctx).unwrap();
+            gaunt(&ctx).unwrap();
             let found = ctx.take_dispatched();
             // a state without outputs, which no case has
             let reads = "const READS: bool = true;";
@@ -100,6 +103,19 @@ fn transform(ctx: &Context) -> Result<()> {
         scratch: scratch.as_ref(),
     };
     plan.encode(ctx, &mut ctx.device.create_command_encoder(&Default::default()), &args)
+}
+
+/// Gaunt products of degrees whose lanes share a product, with a workgroup that is not full.
+fn gaunt(ctx: &Context) -> Result<()> {
+    for (l, lmax_out) in [(5, 5), (7, 3)] {
+        let op = GauntTensorProduct::new(l, lmax_out);
+        let plan = op.plan(ctx, GauntShape { batch: 2, channels: 30 })?;
+        let rows = |l: u32| Tensor::zeros(ctx, [2, 30, (l + 1).pow(2)], DType::F32);
+        let (x, y, z) = (rows(l)?, rows(l)?, rows(lmax_out)?);
+        let args = GauntArgs::new(x.view(), y.view(), z.view());
+        plan.encode(ctx, &mut ctx.device.create_command_encoder(&Default::default()), &args)?;
+    }
+    Ok(())
 }
 
 /// What the check finds in the first workgroup and the last of a dispatch.

@@ -91,6 +91,7 @@ impl Variant {
                 ("SLOTS", u(slots)),
                 ("REPEAT", u(self.repeat)),
                 ("SHARED", u(pass.shared().max(1))),
+                ("CELLS", self.cells()),
                 ("RADIX", u(pass.radix)),
                 ("PAIR_ROWS", (pass.pairing == Pairing::Rows).to_string()),
                 ("ROWS_FAST", self.rows_fast.to_string()),
@@ -110,6 +111,12 @@ impl Variant {
             ],
             tensors: vec![],
         }
+    }
+
+    /// Workgroup memory.
+    fn cells(&self) -> String {
+        let cell = if self.pass.halved { "vec2<f32>" } else { "vec4<f32>" };
+        format!("var<workgroup> shared_points: array<{cell}, SLOTS * SHARED>;\n")
     }
 
     fn bindings(&self) -> String {
@@ -194,6 +201,7 @@ impl Variant {
         let mut out = String::new();
         let mut p = 1;
         let mut table = 0;
+        let mut written = Writes::default();
         for (s, &r) in pass.stages.iter().enumerate() {
             let last = s + 1 == pass.stages.len();
             let busy = pass.butterflies(r);
@@ -215,6 +223,9 @@ impl Variant {
                 self.stage_twiddles(&mut out, s, r, p, table);
                 table += (p / if pass.pairing == Pairing::Points { 2 } else { 1 })
                     * entries(r, pass.pairing);
+                if pass.halved {
+                    self.halves_in(&mut out, s, r, &written);
+                }
                 for j in 0..r {
                     self.exchange_in(&mut out, s, r, j);
                 }
@@ -226,7 +237,15 @@ impl Variant {
                 self.shuffled(&mut out, lanes, &results);
                 break;
             } else {
-                self.exchange_out(&mut out, s, r, p, idle.then_some(busy), &results);
+                written = self.writes(&mut out, s, r, p, idle.then_some(busy), &results);
+                if !pass.halved {
+                    if s > 0 {
+                        // everyone has read the points that are overwritten now
+                        let _ = writeln!(out, "    workgroupBarrier();");
+                    }
+                    written.all(&mut out, "");
+                    let _ = writeln!(out, "    workgroupBarrier();");
+                }
             }
             p *= r;
         }
@@ -351,15 +370,39 @@ impl Variant {
         }
     }
 
-    /// Point `j` of a later stage from workgroup memory, times its twiddle.
-    fn exchange_in(&self, out: &mut String, s: usize, r: u32, j: u32) {
+    /// Where point `j` of a later stage lies in workgroup memory.
+    fn shared_place(&self, s: usize, r: u32, j: u32) -> String {
         let m = self.pass.radix / r;
         let at = if self.pass.pairing == Pairing::Points {
             format!("(s{s}_e + {}u) >> 1u", j * m)
         } else {
             format!("s{s}_e + {}u", j * m)
         };
-        let x = format!("shared_points[base + ({at})]");
+        format!("shared_points[base + ({at})]")
+    }
+
+    /// An exchange by halves of every `vec4`: all write and read the first, then the second.
+    fn halves_in(&self, out: &mut String, s: usize, r: u32, written: &Writes) {
+        for (half, name) in [("xy", 'a'), ("zw", 'b')] {
+            if s > 1 || half == "zw" {
+                // everyone has read the points that are overwritten now
+                let _ = writeln!(out, "    workgroupBarrier();");
+            }
+            written.all(out, half);
+            let _ = writeln!(out, "    workgroupBarrier();");
+            for j in 0..r {
+                let _ = writeln!(out, "    let s{s}_{name}{j} = {};", self.shared_place(s, r, j));
+            }
+        }
+    }
+
+    /// Point `j` of a later stage from workgroup memory, times its twiddle.
+    fn exchange_in(&self, out: &mut String, s: usize, r: u32, j: u32) {
+        let x = if self.pass.halved {
+            format!("vec4<f32>(s{s}_a{j}, s{s}_b{j})")
+        } else {
+            self.shared_place(s, r, j)
+        };
         let a = digits(r);
         let w = match (j % a, j / a * a) {
             (0, 0) => None,
@@ -473,8 +516,8 @@ impl Variant {
         }
     }
 
-    /// The results of a stage into workgroup memory, for the next.
-    fn exchange_out(
+    /// Where the results of a stage go in workgroup memory, for the next.
+    fn writes(
         &self,
         out: &mut String,
         s: usize,
@@ -482,14 +525,8 @@ impl Variant {
         p: u32,
         busy: Option<u32>,
         results: &[String],
-    ) {
-        if s > 0 {
-            // everyone has read the points that are overwritten now
-            let _ = writeln!(out, "    workgroupBarrier();");
-        }
-        if let Some(busy) = busy {
-            let _ = writeln!(out, "    if lane < {busy}u {{");
-        }
+    ) -> Writes {
+        let mut list = Vec::new();
         let e = format!("s{s}_e");
         let points = self.pass.pairing == Pairing::Points;
         if p == 1 {
@@ -497,33 +534,29 @@ impl Variant {
         } else {
             let _ = writeln!(out, "    let s{s}_to = ({e} / {p}u) * {}u + {e} % {p}u;", p * r);
         }
+        let mut write = |at: String, halves: [String; 2]| {
+            list.push((format!("shared_points[base + ({at})]"), halves));
+        };
         if points && p == 1 {
             for j in (0..r as usize).step_by(2) {
                 let (x, y) = (&results[j], &results[j + 1]);
-                let _ = writeln!(
-                    out,
-                    "    shared_points[base + ((s{s}_to + {j}u) >> 1u)] = vec4<f32>({x}.xy, {y}.xy);"
-                );
-                let _ = writeln!(
-                    out,
-                    "    shared_points[base + ((s{s}_to + {}u) >> 1u)] = vec4<f32>({x}.zw, {y}.zw);",
-                    r as usize + j
-                );
+                for (row, half) in [(0, "xy"), (r as usize, "zw")] {
+                    write(
+                        format!("(s{s}_to + {}u) >> 1u", row + j),
+                        [format!("{x}.{half}"), format!("{y}.{half}")],
+                    );
+                }
             }
         } else {
             let half = if points { " >> 1u" } else { "" };
             for (j, x) in results.iter().enumerate() {
-                let _ = writeln!(
-                    out,
-                    "    shared_points[base + ((s{s}_to + {}u){half})] = {x};",
-                    u32::try_from(j).unwrap_or(u32::MAX) * p
+                write(
+                    format!("(s{s}_to + {}u){half}", u32::try_from(j).unwrap_or(u32::MAX) * p),
+                    [format!("{x}.xy"), format!("{x}.zw")],
                 );
             }
         }
-        if busy.is_some() {
-            let _ = writeln!(out, "    }}");
-        }
-        let _ = writeln!(out, "    workgroupBarrier();");
+        Writes { busy, list }
     }
 
     /// The results of the last stage to memory, under one condition.
@@ -592,6 +625,38 @@ impl Variant {
             }
         }
         let _ = writeln!(out, "    }}");
+    }
+}
+
+/// What a stage leaves in workgroup memory.
+#[derive(Default)]
+struct Writes {
+    /// The first lanes alone have something.
+    busy: Option<u32>,
+    /// Places, and the halves of the `vec4` there.
+    list: Vec<(String, [String; 2])>,
+}
+
+impl Writes {
+    /// The stores, whole or of one half.
+    fn all(&self, out: &mut String, half: &str) {
+        if let Some(busy) = self.busy {
+            let _ = writeln!(out, "    if lane < {busy}u {{");
+        }
+        for (place, [xy, zw]) in &self.list {
+            let value = match half {
+                "xy" => xy.clone(),
+                "zw" => zw.clone(),
+                _ => match (xy.strip_suffix(".xy"), zw.strip_suffix(".zw")) {
+                    (Some(x), Some(y)) if x == y => x.into(),
+                    _ => format!("vec4<f32>({xy}, {zw})"),
+                },
+            };
+            let _ = writeln!(out, "    {place} = {value};");
+        }
+        if self.busy.is_some() {
+            let _ = writeln!(out, "    }}");
+        }
     }
 }
 

@@ -34,6 +34,9 @@ pub(crate) struct Pass {
     /// Two stages that exchange by shuffles among this many lanes of a subgroup, a power of two,
     /// instead of through workgroup memory.
     pub(crate) shuffle: Option<u32>,
+    /// Exchanges go by halves of every `vec4`, through half the workgroup memory: on a GPU it is
+    /// workgroup memory that limits how many waves a core holds.
+    pub(crate) halved: bool,
 }
 
 impl Pass {
@@ -51,7 +54,7 @@ impl Pass {
         if self.pairing == Pairing::Points { count / 2 } else { count }
     }
 
-    /// `vec4`s of workgroup memory for one row or pair of rows.
+    /// `vec4`s, or halves of them, in workgroup memory for one row or pair of rows.
     pub(crate) fn shared(&self) -> u32 {
         match (self.stages.len(), self.pairing) {
             _ if self.shuffle.is_some() => 0,
@@ -61,13 +64,22 @@ impl Pass {
         }
     }
 
+    /// Bytes of workgroup memory for one row or pair of rows.
+    pub(crate) fn shared_bytes(&self) -> u32 {
+        self.shared() * if self.halved { 8 } else { 16 }
+    }
+
     /// Rows or pairs of rows that one workgroup takes.
     pub(crate) fn slots(&self, caps: &Caps) -> u32 {
         // enough invocations to fill a subgroup of any size, few enough for registers
-        let wanted = ((if self.shuffle.is_some() { 32 } else { 64 }) / self.lanes()).max(1);
-        let fits = match self.shared() {
+        let mut wanted = ((if self.shuffle.is_some() { 32 } else { 64 }) / self.lanes()).max(1);
+        // rows of a later or earlier pass are neighbours: memory is read in runs of 64 bytes at least
+        if !caps.is_cpu() && self.m > 1 && self.pairing == Pairing::Rows {
+            wanted = wanted.max((256 / self.lanes()).min(4));
+        }
+        let fits = match self.shared_bytes() {
             0 => wanted,
-            shared => workgroup_vec4s(caps) / shared,
+            shared => workgroup_vec4s(caps) * 16 / shared,
         };
         wanted.min(fits).clamp(1, (caps.invocations / self.lanes()).max(1))
     }
@@ -88,10 +100,13 @@ pub(crate) enum Recipe {
 }
 
 /// What a recipe may use.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Budget {
+    caps: Caps,
     /// Largest radix of a stage that exchanges through workgroup memory.
     radix: u32,
+    /// Largest prime radix of a stage.
+    prime: u32,
     /// Largest radix of a stage that does not.
     alone: u32,
     /// Most lanes that may exchange by shuffles; 1 for none.
@@ -101,6 +116,7 @@ struct Budget {
     rows: u32,
     /// Invocations of a workgroup.
     invocations: u32,
+    halved: bool,
     costs: Costs,
 }
 
@@ -120,12 +136,28 @@ struct Costs {
     flop: f64,
     /// Each point above 16 that an invocation holds.
     spill: f64,
+    /// A run of 16 bytes where memory moves 64; half of it for one of 32.
+    narrow: f64,
 }
 
-const CPU: Costs =
-    Costs { single: 0.8, twiddle: 0.5, shared: 3.0, shuffle: 0.15, flop: 0.01, spill: 0.02 };
-const GPU: Costs =
-    Costs { single: 0.1, twiddle: 0.2, shared: 0.2, shuffle: 0.1, flop: 0.003, spill: 0.01 };
+const CPU: Costs = Costs {
+    single: 0.8,
+    twiddle: 0.5,
+    shared: 3.0,
+    shuffle: 0.15,
+    flop: 0.01,
+    spill: 0.02,
+    narrow: 0.0,
+};
+const GPU: Costs = Costs {
+    single: 0.1,
+    twiddle: 0.2,
+    shared: 0.2,
+    shuffle: 0.1,
+    flop: 0.003,
+    spill: 0.01,
+    narrow: 1.0,
+};
 
 /// `vec4`s of workgroup memory that kernels here use: no more than every device has, or 32 KiB.
 fn workgroup_vec4s(caps: &Caps) -> u32 {
@@ -137,15 +169,17 @@ impl Budget {
         let shared = workgroup_vec4s(caps);
         // long butterflies make long kernels, which some compilers cannot take
         let weak = caps.unrolled < UNROLLED;
+        let halves = if caps.is_cpu() { 1 } else { 2 };
         Self {
             // a CPU spills registers to its nearest cache at little cost and pays for each
             // exchange through memory; a GPU the other way round
-            radix: if weak {
-                8
-            } else if caps.is_cpu() {
-                MAX_RADIX / 2
-            } else {
-                16
+            caps: caps.clone(),
+            radix: if weak || !caps.is_cpu() { 8 } else { MAX_RADIX / 2 },
+            // without them, lengths of those factors go by four times as many steps
+            prime: match (weak, caps.is_cpu()) {
+                (true, _) => 8,
+                (_, true) => MAX_RADIX / 2,
+                _ => 13,
             },
             alone: if weak {
                 8
@@ -160,11 +194,19 @@ impl Budget {
                 .subgroup
                 .filter(|_| caps.is_cpu() && !weak && caps.tier == Tier::Subgroup)
                 .map_or(1, |(min, _)| 1 << min.min(16).ilog2()),
-            points: (2 * shared).min(4096),
-            rows: shared.min(2048),
+            points: (2 * shared * halves).min(4096),
+            rows: (shared * halves).min(2048),
             invocations: caps.invocations,
+            halved: !caps.is_cpu(),
             costs: if caps.is_cpu() { CPU } else { GPU },
         }
+    }
+
+    /// Stages whose product is `n`, largest first.
+    fn factors(&self, n: u32) -> Option<Vec<u32>> {
+        let prime = |d: u32| (2..d).take_while(|f| f * f <= d).all(|f| !d.is_multiple_of(f));
+        let allowed = |d: u32| d <= self.radix || d <= self.prime && prime(d);
+        factors(n, self.radix.max(self.prime), &allowed)
     }
 }
 
@@ -229,6 +271,13 @@ fn pass_cost(pass: &Pass, contiguous: bool, budget: &Budget) -> f64 {
         Pairing::Rows => (true, true),
     };
     let singles = f64::from(u8::from(!input) + u8::from(!output));
+    // neighbouring slots read neighbouring rows, two numbers each
+    let run = f64::from((16 * pass.slots(&budget.caps)).min(64));
+    let narrow = if contiguous && pass.m > 1 {
+        (64.0 / run - 1.0) / 3.0 * f64::from(1 + u8::from(pass.p > 1))
+    } else {
+        0.0
+    };
     let twiddles = if pass.p > 1 { c.twiddle + if input { 0.0 } else { c.single } } else { 0.0 };
     #[expect(clippy::cast_precision_loss, reason = "a few stages")]
     let exchanges = (pass.stages.len() - 1) as f64;
@@ -236,7 +285,12 @@ fn pass_cost(pass: &Pass, contiguous: bool, budget: &Budget) -> f64 {
     let flops: f64 = pass.stages.iter().map(|&r| flops(r)).sum();
     let held = pass.stages.iter().max().copied().unwrap_or(1);
     let spill = f64::from(held.saturating_sub(16));
-    1.0 + singles * c.single + twiddles + exchanges * exchange + flops * c.flop + spill * c.spill
+    1.0 + singles * c.single
+        + twiddles
+        + exchanges * exchange
+        + flops * c.flop
+        + spill * c.spill
+        + narrow * c.narrow
 }
 
 /// Real operations for each point of a DFT of length `n`, about.
@@ -267,7 +321,8 @@ fn passes(n: u32, contiguous: bool, budget: &Budget) -> Option<(f64, Vec<Pass>)>
         if contiguous { &[Pairing::Points, Pairing::Rows] } else { &[Pairing::Rows] };
     for &pairing in pairings {
         for (stages, shuffle) in ways(n, budget, pairing) {
-            offer(vec![Pass { radix: n, p: 1, m: 1, stages, pairing, shuffle }]);
+            let halved = budget.halved && shuffle.is_none();
+            offer(vec![Pass { radix: n, p: 1, m: 1, stages, pairing, shuffle, halved }]);
         }
     }
     if n <= budget.alone {
@@ -281,6 +336,7 @@ fn passes(n: u32, contiguous: bool, budget: &Budget) -> Option<(f64, Vec<Pass>)>
         stages: stages.clone(),
         pairing: Pairing::Rows,
         shuffle: *shuffle,
+        halved: budget.halved && shuffle.is_none(),
     };
     let largest = budget.rows.min(n / 2);
     let parts: Vec<(u32, Vec<Way>)> = (2..=largest)
@@ -333,7 +389,7 @@ fn ways(radix: u32, budget: &Budget, pairing: Pairing) -> Vec<Way> {
 /// results as the others.
 fn shuffled_stages(radix: u32, budget: &Budget, pairing: Pairing) -> Vec<(Vec<u32>, u32)> {
     let rows = if pairing == Pairing::Points { 2 } else { 1 };
-    let short = |r| factors(r, budget.radix, &|_| true).is_some();
+    let short = |r| budget.factors(r).is_some();
     (1..=budget.lanes.ilog2())
         .rev()
         .map(|log| 1 << log)
@@ -357,10 +413,10 @@ fn stages(radix: u32, budget: &Budget, pairing: Pairing) -> Option<Vec<u32>> {
     }
     if radix <= budget.alone {
         // one stage is one invocation, and has no neighbouring points; primes are dear
-        let short = factors(radix, budget.radix, &|_| true).is_some();
+        let short = budget.factors(radix).is_some();
         return (pairing == Pairing::Rows && (radix == 1 || short)).then(|| vec![radix]);
     }
-    let stages = factors(radix, budget.radix, &|_| true)?;
+    let stages = budget.factors(radix)?;
     let least = stages.iter().min().copied().unwrap_or(1);
     if radix / least / halves > budget.invocations {
         return None;
@@ -532,7 +588,7 @@ mod tests {
                             "{n}: {pass:?}"
                         );
                         assert!(
-                            slots * pass.shared() * 16 <= caps.workgroup_storage,
+                            slots * pass.shared_bytes() <= caps.workgroup_storage,
                             "{n}: {pass:?}"
                         );
                         p *= pass.radix;
@@ -556,8 +612,11 @@ mod tests {
         let lanes8 = Caps { subgroup: Some((8, 8)), tier: Tier::Subgroup, ..cpu() };
         assert_eq!(stages(1024, &lanes8), [[64, 16]]);
         assert_eq!(stages(128, &lanes8), [[16, 8]]);
-        assert_eq!(stages(1024, &gpu()), [[16, 8, 8]]);
-        assert_eq!(stages(1 << 20, &gpu()).len(), 2);
+        assert_eq!(stages(1024, &gpu()), [[8, 8, 4, 4]]);
+        assert_eq!(stages(1 << 16, &gpu()), [vec![8, 4, 4], vec![8, 8, 8]]);
+        assert_eq!(stages(169, &gpu()), [[13, 13]]);
+        // three passes in runs of 64 bytes, not two in runs of 16
+        assert_eq!(stages(1 << 20, &gpu()).len(), 3);
         assert_eq!(stages(31, &cpu()), [[31]]);
         // a prime above the largest radix
         assert!(stages(37, &cpu()).is_empty());

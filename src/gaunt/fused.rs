@@ -8,7 +8,9 @@ use std::{
 
 use super::{
     maps::Weight,
+    orders::OrderText,
     program::{Constants, Program, Sampling, Text},
+    schedule::OrderTiles,
 };
 use crate::{
     Context, DType, Error, Result, TensorView, Tier,
@@ -18,6 +20,7 @@ use crate::{
 };
 
 const FRAME: Source = source!("gaunt/product.wgsl");
+const ORDERS_FRAME: Source = source!("gaunt/orders.wgsl");
 
 /// Invocations in a workgroup.
 const WORKGROUP: u32 = 64;
@@ -34,12 +37,20 @@ const LITERAL_OPERATIONS: u64 = 2500;
 pub(crate) struct Fused {
     op: &'static str,
     program: Program,
-    constants: Constants,
+    form: Form,
     dtype: DType,
-    text: Text,
     /// `None` where constants are literals.
     table: Option<wgpu::Buffer>,
     kernels: Mutex<HashMap<Variant, Arc<Kernel>>>,
+}
+
+/// The kernel of a fused product.
+#[derive(Debug)]
+enum Form {
+    /// An invocation owns a product.
+    Lane { constants: Constants, text: Text },
+    /// An invocation owns an order of a product.
+    Orders { tiles: OrderTiles, text: OrderText },
 }
 
 /// How a row of coefficients is read.
@@ -86,7 +97,8 @@ pub(crate) struct Operand<'a> {
 struct Params {
     count: u32,
     channels: u32,
-    pad: [u32; 2],
+    /// Rounds, and pairs of parallels in each, where lanes share a product.
+    trips: [u32; 2],
     rows: [[u32; 4]; 8],
     weights: [[u32; 4]; 8],
 }
@@ -100,14 +112,22 @@ impl Fused {
         dtype: DType,
     ) -> Result<Self> {
         dtype.expect_float(op)?;
-        let constants = constants.unwrap_or_else(|| default_constants(&ctx.caps, &program));
-        let text = program.text(constants);
-        let table = if text.table.is_empty() {
-            None
-        } else {
-            Some(ctx.table(op, bytemuck::cast_slice(&text.table))?)
+        let form = match OrderTiles::choose(&ctx.caps, &program) {
+            Some(tiles) if constants.is_none() => {
+                Form::Orders { tiles, text: OrderText::new(&program, &tiles) }
+            }
+            _ => {
+                let constants = constants.unwrap_or_else(|| default_constants(&ctx.caps, &program));
+                Form::Lane { constants, text: program.text(constants) }
+            }
         };
-        let plan = Self { op, program, constants, dtype, text, table, kernels: Mutex::default() };
+        let table = match &form {
+            Form::Lane { text, .. } => &text.table,
+            Form::Orders { text, .. } => &text.table,
+        };
+        let table =
+            if table.is_empty() { None } else { Some(ctx.table(op, bytemuck::cast_slice(table))?) };
+        let plan = Self { op, program, form, dtype, table, kernels: Mutex::default() };
         // the variant of contiguous views without options
         plan.kernel(ctx, plan.plain())?;
         Ok(plan)
@@ -115,16 +135,24 @@ impl Fused {
 
     fn plain(&self) -> Variant {
         let input = |&l: &u32| InputVariant {
-            load: if (l + 1).is_multiple_of(2) { Load::Aligned } else { Load::Shifted },
+            load: match self.form {
+                Form::Orders { .. } => Load::Scalar,
+                Form::Lane { .. } if (l + 1).is_multiple_of(2) => Load::Aligned,
+                Form::Lane { .. } => Load::Shifted,
+            },
             dtype: self.dtype,
             weight: false,
             gather: false,
         };
         Variant {
             inputs: self.program.lmax.iter().map(input).collect(),
-            store4: (self.program.lmax_out + 1).is_multiple_of(2),
+            store4: self.by_lane() && (self.program.lmax_out + 1).is_multiple_of(2),
             weight_out: false,
         }
+    }
+
+    fn by_lane(&self) -> bool {
+        matches!(self.form, Form::Lane { .. })
     }
 
     pub(crate) fn wgsl(&self) -> String {
@@ -184,7 +212,10 @@ impl Fused {
                 load,
                 "let row{i} = params.rows[{k}].z + {batch} * params.rows[{k}].x + channel * params.rows[{k}].y;"
             );
-            load_row(&mut load, i, lmax, input);
+            match self.form {
+                Form::Lane { .. } => load_row(&mut load, i, lmax, input),
+                Form::Orders { .. } => load_orders(&mut load, i, lmax, weight),
+            }
         }
         if v.weight_out {
             let _ = writeln!(
@@ -193,43 +224,70 @@ impl Fused {
             );
             tensors.push(("wz", scalar(DType::F32)));
         }
-        if self.table.is_some() {
-            bindings
-                .push_str("@group(0) @binding(0) var<storage, read> table: array<vec4<f32>>;\n");
-        }
-        self.store_row(&mut store, v);
-        let mut builtins = String::new();
-        if let Constants::Broadcast { lanes } = self.constants {
-            builtins.push_str("@builtin(subgroup_invocation_id) subgroup_lane: u32,\n");
-            let _ = writeln!(load, "let lane = min(subgroup_lane, {}u);", lanes - 1);
-        }
-        let mut text = String::with_capacity(self.text.body.len() + 8192);
-        for line in FRAME.text.lines() {
-            let part = match line.trim() {
-                "// @bindings" => &bindings,
-                "// @builtins" => &builtins,
-                "// @load" => &load,
-                "// @body" => &self.text.body,
-                "// @store" => &store,
-                _ => {
-                    text.push_str(line);
-                    text.push('\n');
-                    continue;
-                }
-            };
-            text.push_str(part);
-        }
+        let (mut builtins, mut sums) = (String::new(), String::new());
         let p = &self.program;
-        let path = format!(
-            "gaunt/product {:?} {:?} {:?} to {} {:?}.wgsl",
-            p.sampling, p.lmax, p.combine, p.lmax_out, self.constants
-        );
-        Key {
-            source: Source { path: interned(path), text: interned(text) },
-            entry: "product",
-            spec: vec![("WORKGROUP", format!("{WORKGROUP}u"))],
-            tensors,
+        let problem = format!("{:?} {:?} {:?} to {}", p.sampling, p.lmax, p.combine, p.lmax_out);
+        let (frame, path, entry, spec);
+        let mut parts = Vec::new();
+        match &self.form {
+            Form::Lane { constants, text } => {
+                if self.table.is_some() {
+                    bindings.push_str(
+                        "@group(0) @binding(0) var<storage, read> table: array<vec4<f32>>;\n",
+                    );
+                }
+                self.store_row(&mut store, v);
+                if let Constants::Broadcast { lanes } = constants {
+                    builtins.push_str("@builtin(subgroup_invocation_id) subgroup_lane: u32,\n");
+                    let _ = writeln!(load, "let lane = min(subgroup_lane, {}u);", lanes - 1);
+                }
+                parts.extend([("// @body", text.body.as_str()), ("// @load", &load)]);
+                frame = FRAME;
+                path = format!("gaunt/product {problem} {constants:?}.wgsl");
+                entry = "product";
+                spec = vec![("WORKGROUP", format!("{WORKGROUP}u"))];
+            }
+            Form::Orders { tiles, text } => {
+                for l in 0..=p.live_out() {
+                    let _ = writeln!(sums, "var z{l} = vec2<f32>(0.0);");
+                }
+                self.store_orders(&mut store, tiles, v);
+                let place = if tiles.reload { "// @reload" } else { "// @load" };
+                parts.extend([("// @sums", sums.as_str()), (place, &load)]);
+                parts.push(("// @synthesis", text.synthesis.as_str()));
+                parts.push(("// @ring", text.ring.as_str()));
+                parts.push(("// @analysis", text.analysis.as_str()));
+                frame = ORDERS_FRAME;
+                path = format!("gaunt/orders {problem}.wgsl");
+                entry = "orders";
+                spec = [
+                    ("WORKGROUP", tiles.workgroup()),
+                    ("PRODUCTS", tiles.products),
+                    ("ORDERS", tiles.orders),
+                    ("PAIRS", tiles.pairs),
+                    ("ROUNDS", tiles.rounds),
+                    ("QUADS", tiles.quads()),
+                    ("STRIDE", tiles.stride()),
+                ]
+                .map(|(name, value)| (name, format!("{value}u")))
+                .into();
+            }
         }
+        parts.extend([
+            ("// @bindings", bindings.as_str()),
+            ("// @builtins", &builtins),
+            ("// @store", &store),
+        ]);
+        let mut text = String::with_capacity(32 << 10);
+        for line in frame.text.lines() {
+            if let Some((_, part)) = parts.iter().find(|(mark, _)| *mark == line.trim()) {
+                text.push_str(part);
+            } else {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        Key { source: Source { path: interned(path), text: interned(text) }, entry, spec, tensors }
     }
 
     fn store_row(&self, store: &mut String, v: &Variant) {
@@ -259,6 +317,34 @@ impl Fused {
         }
     }
 
+    /// Every lane stores its order of every degree; degrees that no product reaches are zero.
+    fn store_orders(&self, store: &mut String, tiles: &OrderTiles, v: &Variant) {
+        store.push_str(
+            "let out = params.rows[0].z + batch * params.rows[0].x + channel * params.rows[0].y;\n",
+        );
+        for l in 0..=self.program.live_out() {
+            let middle = l * l + l;
+            let _ = writeln!(store, "if order <= {l}u {{");
+            if v.weight_out {
+                let _ = writeln!(
+                    store,
+                    "z{l} *= wz_load(params.weights[0].z + batch * params.weights[0].x + channel * params.weights[0].y + {l}u);"
+                );
+            }
+            let _ = writeln!(
+                store,
+                "z_store(out + {middle}u + order, z{l}.x);\n\
+                 if order > 0u {{ z_store(out + {middle}u - order, z{l}.y); }}\n}}"
+            );
+        }
+        let (first, end) =
+            ((self.program.live_out() + 1).pow(2), (self.program.lmax_out + 1).pow(2));
+        for k in (first..end).step_by(tiles.orders as usize) {
+            let _ =
+                writeln!(store, "if {k}u + order < {end}u {{ z_store(out + {k}u + order, 0.0); }}");
+        }
+    }
+
     /// Records the product of `count = batch * channels` rows. Views are checked against
     /// `[batch or rows, channels, (lmax + 1)^2]` by the caller.
     pub(crate) fn encode_pass(
@@ -281,8 +367,11 @@ impl Fused {
             need: count,
             limit: u32::MAX.into(),
         })?;
-        let mut params =
-            Params { count, channels, pad: [0; 2], rows: [[0; 4]; 8], weights: [[0; 4]; 8] };
+        let (products, trips) = match &self.form {
+            Form::Lane { .. } => (WORKGROUP, [0; 2]),
+            Form::Orders { tiles, .. } => (tiles.products, [tiles.rounds, tiles.pairs]),
+        };
+        let mut params = Params { count, channels, trips, rows: [[0; 4]; 8], weights: [[0; 4]; 8] };
         let place = |view: &TensorView<'_, 3>, bound: &Bound<'_>| {
             let [b, c, _] = view.strides_u32();
             [b, c, bound.offset, 0]
@@ -292,14 +381,16 @@ impl Fused {
         let mut resources = vec![out.resource];
         let mut variant = Variant {
             inputs: Vec::new(),
-            store4: (self.program.lmax_out + 1).is_multiple_of(2) && z.layout.is_multiple_of(4),
+            store4: self.by_lane()
+                && (self.program.lmax_out + 1).is_multiple_of(2)
+                && z.layout.is_multiple_of(4),
             weight_out: weight_out.is_some(),
         };
         for (i, input) in inputs.iter().enumerate() {
             let bound = input.view.bind(op, input.name, &ctx.caps)?;
             params.rows[i + 1] = place(&input.view, &bound);
             variant.inputs.push(InputVariant {
-                load: load_mode(&input.view),
+                load: if self.by_lane() { load_mode(&input.view) } else { Load::Scalar },
                 dtype: input.view.dtype,
                 weight: input.weight.is_some(),
                 gather: input.gather.is_some(),
@@ -320,7 +411,7 @@ impl Fused {
         resources
             .extend(self.table.as_ref().map(|t| Resource::Buffer(t.as_entire_buffer_binding())));
         let kernel = self.kernel(ctx, variant)?;
-        let groups = fold(op, u64::from(count).div_ceil(WORKGROUP.into()), &ctx.caps)?;
+        let groups = fold(op, u64::from(count.div_ceil(products)), &ctx.caps)?;
         dispatch(ctx, pass, op, &kernel, bytemuck::bytes_of(&params), &resources, groups)
     }
 }
@@ -414,6 +505,31 @@ pub(crate) fn interned(text: String) -> &'static str {
     let text: &'static str = Box::leak(text.into_boxed_str());
     texts.insert(text);
     text
+}
+
+/// `x0_5` and so on: cosine and sine of the lane's order, of every degree. What is no coefficient of
+/// the row is zero, whatever lies there.
+fn load_orders(load: &mut String, i: usize, lmax: u32, weight: bool) {
+    for l in 0..=lmax {
+        let middle = l * l + l;
+        let times = if weight {
+            let k = i + 1;
+            let _ = writeln!(
+                load,
+                "let u{i}_{l} = w{i}_load(params.weights[{k}].z + batch * params.weights[{k}].x + channel * params.weights[{k}].y + {l}u);"
+            );
+            format!(" * u{i}_{l}")
+        } else {
+            String::new()
+        };
+        let _ = writeln!(
+            load,
+            "let k{i}_{l} = min(order, {l}u);\n\
+             let c{i}_{l} = x{i}_load(row{i} + {middle}u + k{i}_{l}){times};\n\
+             let s{i}_{l} = x{i}_load(row{i} + {middle}u - k{i}_{l}){times};\n\
+             let x{i}_{l} = select(vec2<f32>(0.0), vec2<f32>(c{i}_{l}, select(0.0, s{i}_{l}, order > 0u)), order <= {l}u);"
+        );
+    }
 }
 
 /// `x0_5` and so on from the row at `row0`.

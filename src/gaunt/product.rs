@@ -27,7 +27,7 @@ pub(crate) struct Product {
 
 #[derive(Debug)]
 enum Route {
-    Fused(Fused),
+    Fused(Box<Fused>),
     /// Coefficients in a table.
     Bilinear {
         map: Bilinear,
@@ -71,7 +71,7 @@ impl Product {
         let limit =
             if program.sampling == Sampling::Table { TABLE_OPERATIONS } else { FUSED_OPERATIONS };
         let route = if operations <= limit {
-            Route::Fused(Fused::new(ctx, op, program, None, dtype)?)
+            Route::Fused(Box::new(Fused::new(ctx, op, program, None, dtype)?))
         } else if program.sampling == Sampling::Table {
             let map = Bilinear::new(ctx, op, &table(&program))?;
             ctx.kernel(Bilinear::key([dtype; 3], [false; 3], false))?;

@@ -732,7 +732,7 @@ pub(crate) fn table_operations(lmax1: u32, lmax2: u32, lmax_out: u32) -> u64 {
 
 /// The sum of products, as a chain of fused multiply-adds: drivers do not fuse on their own. An
 /// empty factor is 1.
-fn products(terms: &[(String, String)]) -> String {
+pub(crate) fn products(terms: &[(String, String)]) -> String {
     let mut sum = String::new();
     for (factor, value) in terms {
         sum = match (sum.is_empty(), factor.is_empty()) {
