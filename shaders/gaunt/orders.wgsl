@@ -3,8 +3,8 @@
 //   x0, x1: [B, C, (lmax_i + 1)^2]    z: [B, C, (lmax_out + 1)^2]
 //   w0, w1, wz: [B, C, lmax + 1], by degree, optional    gather0, ..: [B], rows of x0, .., optional
 // An invocation owns one order m = 0.. of one product: the coefficients (l, m) and (l, -m) of the
-// inputs and of the output are its registers (where these are few, inputs are loaded in every round). In each round, PAIRS pairs of parallels go through
-// workgroup memory:
+// inputs and of the output are its registers (where these are few, inputs are loaded in every round).
+// In each round, PAIRS pairs of parallels go through workgroup memory:
 //   1. it sums over degrees and leaves its order's cosine and sine on every parallel;
 //   2. an invocation takes all orders of one parallel, multiplies, and leaves the product's orders;
 //   3. it adds its order's share of every parallel to its degrees.
