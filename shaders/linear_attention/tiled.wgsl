@@ -2,7 +2,7 @@
 // One workgroup owns 4 TX columns of one (sequence, head, segment)'s state and walks the segment in chunks
 // of CHUNK tokens. Invocation (tx, ty) holds, as vec4s of four columns, the state's rows of ty, the
 // outputs of ROWS tokens, and the scores of these tokens with 4 GK keys. A chunk is four products:
-//   scores = q k^T and q S over slices of DEPTH channels, which share q; then, over parts of DEPTH tokens,
+//   scores = q k^T and q S over slices of DEPTH channels, which share q; then, over parts of PART tokens,
 //   o = e^b (q S) + (scores e^(b_i - b_j), j <= i) v   and   S = S + (k e^-b)^T v,
 // with b the log decay summed from the chunk's first token on, in two parts whose differences are exact.
 // The state is worth e^(log + rest) times the numbers kept (decay_step in lib/linear.wgsl, here for chunks
@@ -45,7 +45,9 @@ const TY: u32 = 8u; // @spec
 const GR: u32 = 2u; // @spec
 const GK: u32 = 1u; // @spec
 const GC: u32 = 2u; // @spec
+// channels, and tokens, in workgroup memory at a time
 const DEPTH: u32 = 16u; // @spec
+const PART: u32 = 16u; // @spec
 const SLICES: u32 = 1u; // @spec
 // passes of all invocations that stage a slice of q or k, a part of v, and of k as rows of the state
 const Q_PASSES: u32 = 1u; // @spec
@@ -53,6 +55,8 @@ const V_PASSES: u32 = 2u; // @spec
 const K_PASSES: u32 = 2u; // @spec
 // vec4s in a line of `shared_rows`: the larger of TX and TY * GC
 const WIDTH: u32 = 16u; // @spec
+// the larger of DEPTH / 4 and PART / 4
+const LINES4: u32 = 4u; // @spec
 // indices of unrolled blocks
 const A: u32 = 0u;
 const G: u32 = 0u;
@@ -69,8 +73,9 @@ const QUADS: u32 = CHUNK / 4u;
 // rows of the state, those past the last feature zero
 const KP: u32 = TY * 4u * GC;
 const D4: u32 = (DIM + 3u) / 4u;
-// vec4s of channels in a slice, of tokens in a part
+// groups of four channels in a slice, of four tokens in a part
 const DEPTH4: u32 = DEPTH / 4u;
+const PART4: u32 = PART / 4u;
 
 // Must match `linear_attention::Params` (tested). Strides are (batch, token, head, offset), in
 // elements; those of the state (batch, head, row, offset).
@@ -127,9 +132,9 @@ struct Params {
 // fold. [channel / 4][channel % 4][group of tokens][ty], one more than TY against bank conflicts: q, and
 // the scores with keys for channels; [..][..][group of keys][tx]: k, and values with tokens for channels;
 // [..][..][columns or rows]: the state, and k with tokens for channels.
-var<workgroup> left: array<array<array<array<vec4<f32>, TY + 1u>, GR>, 4>, DEPTH4>;
-var<workgroup> right: array<array<array<array<vec4<f32>, TX>, GK>, 4>, DEPTH4>;
-var<workgroup> shared_rows: array<array<array<vec4<f32>, WIDTH>, 4>, DEPTH4>;
+var<workgroup> left: array<array<array<array<vec4<f32>, TY + 1u>, GR>, 4>, LINES4>;
+var<workgroup> right: array<array<array<array<vec4<f32>, TX>, GK>, 4>, LINES4>;
+var<workgroup> shared_rows: array<array<array<vec4<f32>, WIDTH>, 4>, LINES4>;
 // the key sum of a slice
 var<workgroup> sums: array<vec4<f32>, DEPTH4>;
 // Of four gates each: sums from the first of them on, in two parts
@@ -247,8 +252,27 @@ fn tiled(
     var rest = 0.0;
     var gone = 0.0;
 
+    // The bounds of inner loops, as no compiler knows them: unrolled, their loads are all put first, which Intel's
+    // registers do not hold, and the text gets twice as long.
+    let depth4 = DEPTH4 + params.zero;
+    let part4 = PART4 + params.zero;
+    // what this invocation stages of a slice: channels of four tokens; of a part: columns of a token
+    let quad = local % QUADS;
+    let v_column = v_base + min(slice * TX + tx, V4 - 1u) * 4u;
     for (var chunk = begin; chunk < end; chunk += CHUNK) {
         let n = min(CHUNK, end - chunk);
+        // rows past the last repeat it: their outputs are not stored, as keys nobody sees them, and the state
+        // takes zeros for them
+        // @if READS
+        var q_rows: array<u32, 4>;
+        var k_rows: array<u32, 4>;
+        // @unroll A 4
+        q_rows[A] = q_base + min(chunk + quad * 4u + A, end - 1u) * params.q.y;
+        // @if WRITES
+        k_rows[A] = k_base + min(chunk + quad * 4u + A, end - 1u) * params.k.y;
+        // @end
+        // @end
+        // @end
         // @if FADES
         var fade = 1.0;
         // @end
@@ -333,34 +357,29 @@ fn tiled(
         // @end
         for (var channels = 0u; channels < KP / 4u; channels += DEPTH4) {
             workgroupBarrier();
-            // rows past the last repeat it: they are not stored, and as keys nobody sees them
             // @unroll S Q_PASSES
             {
-                let item = S * WORKGROUP + local;
-                let quad = item % QUADS;
-                let c = item / QUADS;
-                if c < DEPTH4 {
+                let c = (S * WORKGROUP + local) / QUADS;
+                if Q_PASSES * WORKGROUP == QUADS * DEPTH4 || c < DEPTH4 {
                     let channel = channels + c;
                     var x: array<vec4<f32>, 4>;
-                    if channel < D4 {
+                    if KP / 4u == D4 || channel < D4 {
                         // @unroll A 4
-                        x[A] = features(channel, q_load4n(
-                            q_base + min(chunk + quad * 4u + A, end - 1u) * params.q.y + channel * 4u, min(4u, DIM - channel * 4u)));
+                        x[A] = features(channel, q_load4n(q_rows[A] + channel * 4u, min(4u, DIM - channel * 4u)));
                         // @end
                     }
                     // @unroll A 4
                     left[c][A][quad % GR][quad / GR] = vec4<f32>(x[0][A], x[1][A], x[2][A], x[3][A]);
                     // @end
                     // @if WRITES
-                    if channel < D4 {
+                    if KP / 4u == D4 || channel < D4 {
                         // @unroll A 4
                         {
-                            let t = min(quad * 4u + A, n - 1u);
-                            x[A] = features(channel, k_load4n(
-                                k_base + (chunk + t) * params.k.y + channel * 4u, min(4u, DIM - channel * 4u)));
+                            x[A] = features(channel, k_load4n(k_rows[A] + channel * 4u, min(4u, DIM - channel * 4u)));
                             // @if WEIGHTED
                             // a weight of zero hides the key, whatever it holds
-                            x[A] = select(x[A] * weights[t], vec4<f32>(0.0), weights[t] == 0.0);
+                            let weight = weights[quad * 4u + A];
+                            x[A] = select(x[A] * weight, vec4<f32>(0.0), weight == 0.0);
                             // @end
                         }
                         // @end
@@ -388,7 +407,7 @@ fn tiled(
             }
             // @end
             workgroupBarrier();
-            for (var c = 0u; c < DEPTH4; c++) {
+            for (var c = 0u; c < depth4; c++) {
                 // @if NORMED
                 let sum = sums[c];
                 // @end
@@ -475,16 +494,16 @@ fn tiled(
             // @end
         }
         // @end
-        for (var part = 0u; part < CHUNK; part += DEPTH) {
+        for (var part = 0u; part < CHUNK; part += PART) {
             workgroupBarrier();
             // @if READS
             // @unroll J GK
             {
                 let quad = J * TX + tx;
-                if quad / DEPTH4 == part / DEPTH {
+                if quad / PART4 == part / PART {
                     // @unroll X 4
                     // @unroll I GR
-                    left[quad % DEPTH4][X][I][ty] = vec4<f32>(
+                    left[quad % PART4][X][I][ty] = vec4<f32>(
                         scores[J * ROWS + 4u * I][X], scores[J * ROWS + 4u * I + 1u][X],
                         scores[J * ROWS + 4u * I + 2u][X], scores[J * ROWS + 4u * I + 3u][X]);
                     // @end
@@ -495,16 +514,10 @@ fn tiled(
             // @end
             // @unroll S V_PASSES
             {
-                let item = S * WORKGROUP + local;
-                let t = item / TX;
-                let c = item % TX;
-                if t < DEPTH {
-                    var x = vec4<f32>(0.0);
-                    if part + t < n && visible(part + t) {
-                        let at = min(slice * TX + c, V4 - 1u) * 4u;
-                        x = v_load4n(v_base + (chunk + part + t) * params.v.y + at, min(4u, V - at));
-                    }
-                    right[t / 4u][t % 4u][0][c] = x;
+                let t = S * TY + ty;
+                if V_PASSES * TY == PART || t < PART {
+                    let x = v_load4n(v_column + min(chunk + part + t, end - 1u) * params.v.y, min(4u, V - column));
+                    right[t / 4u][t % 4u][0][tx] = select(vec4<f32>(0.0), x, part + t < n && visible(part + t));
                 }
             }
             // @end
@@ -514,10 +527,11 @@ fn tiled(
                     let item = S * WORKGROUP + local;
                     let t = item / (TY * GC);
                     let c = item % (TY * GC);
-                    if t < DEPTH {
+                    if K_PASSES * WORKGROUP == PART * TY * GC || t < PART {
                         var x = vec4<f32>(0.0);
-                        if c < D4 && part + t < n && visible(part + t) {
-                            x = features(c, k_load4n(k_base + (chunk + part + t) * params.k.y + c * 4u, min(4u, DIM - c * 4u)));
+                        if KP / 4u == D4 || c < D4 {
+                            x = features(c, k_load4n(
+                                k_base + min(chunk + part + t, end - 1u) * params.k.y + c * 4u, min(4u, DIM - c * 4u)));
                             // @if WEIGHTED
                             x *= weights[part + t];
                             // @end
@@ -525,15 +539,15 @@ fn tiled(
                             x *= key_factors[part + t];
                             // @end
                         }
-                        shared_rows[t / 4u][t % 4u][c] = x;
+                        shared_rows[t / 4u][t % 4u][c] = select(vec4<f32>(0.0), x, part + t < n && visible(part + t));
                     }
                 }
                 // @end
             }
             workgroupBarrier();
             // @if READS
-            if part + DEPTH <= own_row + 1u {
-                for (var t = 0u; t < DEPTH4; t++) {
+            if part + PART <= own_row + 1u {
+                for (var t = 0u; t < part4; t++) {
                     // @unroll U 4
                     {
                         let b = right[t][U][0][tx];
@@ -552,19 +566,28 @@ fn tiled(
                     // @end
                 }
             } else if part < own_row + ROWS {
-                // some token comes after some row: its score is 0, but 0 * NaN is NaN
-                for (var t = 0u; t < DEPTH4; t++) {
+                // some token comes after some row: its score is 0, but 0 * NaN is NaN, and so with infinity
+                for (var t = 0u; t < part4; t++) {
                     // @unroll U 4
                     {
                         let b = right[t][U][0][tx];
                         let token = part + t * 4u + U;
+                        let bits = bitcast<vec4<u32>>(b) & vec4<u32>(0x7fffffffu);
+                        let wild = max(max(bits.x, bits.y), max(bits.z, bits.w)) >= 0x7f800000u;
                         // @unroll I GR
                         {
                             let a = left[t][U][I][ty];
-                            // @unroll A 4
-                            acc[4u * I + A] = fma(
-                                vec4<f32>(a[A]), select(vec4<f32>(0.0), b, token <= own_row + (4u * I + A)), acc[4u * I + A]);
-                            // @end
+                            if !wild {
+                                // @unroll A 4
+                                acc[4u * I + A] = fma(vec4<f32>(a[A]), b, acc[4u * I + A]);
+                                // @end
+                            } else {
+                                // @unroll A 4
+                                if token <= own_row + (4u * I + A) {
+                                    acc[4u * I + A] = fma(vec4<f32>(a[A]), b, acc[4u * I + A]);
+                                }
+                                // @end
+                            }
                             // @if NORMED
                             den[I] += a;
                             // @end
@@ -576,7 +599,7 @@ fn tiled(
             }
             // @end
             if updates {
-                for (var t = 0u; t < DEPTH4; t++) {
+                for (var t = 0u; t < part4; t++) {
                     // @unroll U 4
                     {
                         let b = right[t][U][0][tx];

@@ -14,13 +14,14 @@ use crate::{Context, DType, DeviceClass, Result, Tensor, Tier};
 use super::{Case, case_files, random_case, random_ops, run_guarded};
 
 /// The kernels with workgroup memory and barriers.
-const KERNELS: [&str; 9] = [
+const KERNELS: [&str; 10] = [
     "attention/decode:decode",
     "attention/flash:flash",
     "attention/groups:groups",
     "attention/tiled:tiled",
     "fft/pass:fft_pass",
     "linear_attention/chunk_portable:chunk_portable",
+    "linear_attention/tiled:tiled",
     "relative_attention/exact:exact",
     "relative_attention/largest:largest",
     "relative_attention/norm:norm",

@@ -387,10 +387,12 @@ impl Design {
                     ("GK", number(tiles.keys4())),
                     ("GC", number(tiles.rows / 4)),
                     ("DEPTH", number(tiles.depth)),
+                    ("PART", number(tiles.part)),
+                    ("LINES4", number(tiles.lines() / 4)),
                     ("SLICES", number(self.slices())),
                     ("Q_PASSES", number(tiles.passes(chunk / 4 * tiles.depth / 4))),
-                    ("V_PASSES", number(tiles.passes(tiles.lanes_v * tiles.depth))),
-                    ("K_PASSES", number(tiles.passes(rows / 4 * tiles.depth))),
+                    ("V_PASSES", number(tiles.passes(tiles.lanes_v * tiles.part))),
+                    ("K_PASSES", number(tiles.passes(rows / 4 * tiles.part))),
                     ("WIDTH", number(tiles.width())),
                 ]);
                 tensors.push(("gate", gate(false)));

@@ -15,8 +15,10 @@ pub(super) struct RegisterTiles {
     pub(super) tokens: u32,
     /// Rows of the state of one invocation.
     pub(super) rows: u32,
-    /// Channels, or tokens, in workgroup memory at a time.
+    /// Channels of queries and keys in workgroup memory at a time.
     pub(super) depth: u32,
+    /// Values, and keys as rows of the state, in workgroup memory at a time.
+    pub(super) part: u32,
 }
 
 impl RegisterTiles {
@@ -41,8 +43,10 @@ impl RegisterTiles {
         };
         let lanes_v = if shape.value_dim > 32 { 16 } else { 8 };
         let rows = features.div_ceil(4 * lanes_t) * 4;
-        [16, 8, 4]
-            .map(|depth| Self { lanes_v, lanes_t, tokens, rows, depth })
+        // where code is better short, longer slices: they are staged by all lanes, and end less often
+        let long = if Registers::of(caps) == Registers::Many { [32, 16] } else { [16, 16] };
+        [long, [16, 16], [8, 8], [4, 4]]
+            .map(|[depth, part]| Self { lanes_v, lanes_t, tokens, rows, depth, part })
             .into_iter()
             .find(|t| t.workgroup() <= caps.invocations && t.bytes() <= caps.workgroup_storage)
     }
@@ -72,10 +76,15 @@ impl RegisterTiles {
         self.lanes_v.max(self.all_rows() / 4)
     }
 
+    /// Lines of workgroup memory.
+    pub(super) fn lines(&self) -> u32 {
+        self.depth.max(self.part)
+    }
+
     /// Bytes of workgroup memory.
     pub(super) fn bytes(&self) -> u32 {
         let left = self.tokens / 4 * (self.lanes_t + 1);
-        let vectors = self.depth * (left + self.keys4() * self.lanes_v + self.width());
+        let vectors = self.lines() * (left + self.keys4() * self.lanes_v + self.width());
         // a vec4 of the key sum each four channels, eight numbers a token at most
         16 * vectors + 4 * self.depth + 32 * self.chunk()
     }
@@ -87,10 +96,10 @@ impl RegisterTiles {
 
     /// Loop trips that one chunk takes at most.
     pub(super) fn trips(&self) -> u64 {
-        let turn = 1 + self.depth / 4;
         let slices = self.all_rows() / self.depth;
-        let parts = self.chunk() / self.depth;
-        (1 + self.chunk() / 4 + slices * turn + parts * (turn + self.depth / 4)).into()
+        let parts = self.chunk() / self.part;
+        let slices = slices * (1 + self.depth / 4);
+        (1 + self.chunk() / 4 + slices + parts * (1 + 2 * self.part / 4)).into()
     }
 }
 
@@ -118,7 +127,8 @@ mod tests {
                         assert_eq!(t.keys4() * 4 * t.lanes_v, t.chunk());
                         assert!(t.all_rows() >= features && t.rows.is_multiple_of(4));
                         assert!(t.all_rows().is_multiple_of(t.depth) && t.depth.is_multiple_of(4));
-                        assert!(t.chunk().is_multiple_of(t.depth));
+                        assert!(t.chunk().is_multiple_of(t.part) && t.part.is_multiple_of(4));
+                        assert!(t.workgroup().is_multiple_of(t.chunk() / 4));
                     }
                 }
             }
