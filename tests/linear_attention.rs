@@ -1540,7 +1540,7 @@ fn bad_arguments_are_refused_with_numbers() {
 fn small_devices() {
     let Some(Device { ctx, .. }) = devices().first() else { return };
     let trips = ctx.caps.loop_trips;
-    let least = ctx.with_caps(tilewise::Caps { loop_trips: trips, ..tilewise::Caps::minimum() });
+    let least = ctx.with_caps(Caps { loop_trips: trips, ..Caps::minimum() });
     let widest = LinearAttention {
         normalize: Normalize::Eps(1e-6),
         update: Update::Weighted,
@@ -2001,7 +2001,7 @@ fn cut_for_a_gpu() {
                 for (i, tokens) in lengths.into_iter().enumerate() {
                     case += 1;
                     let Some(gpu) = gpus.get(case % gpus.len().max(1)) else { continue };
-                    if !common::slow() && (case + i) % 8 != 0 {
+                    if !common::slow() && !(case + i).is_multiple_of(24) {
                         continue;
                     }
                     let [k, v] = heads[case / 3 % heads.len()];
@@ -2033,7 +2033,7 @@ fn packed_sequences_on_a_gpu() {
         let ctx = ctx.with_caps(caps);
         for (i, op) in tiled_rules().enumerate() {
             for (f, form) in [Form::ChunkLoop, Form::ChunkParallel].into_iter().enumerate() {
-                if !common::slow() && (i + d + 2 * f) % 4 != 0 {
+                if !common::slow() && !(i + d + 2 * f).is_multiple_of(4) {
                     continue;
                 }
                 let op = LinearAttention { form, packed: true, ..op.clone() };
@@ -2055,7 +2055,7 @@ fn a_gpu_sees_what_it_may() {
         let mut rng = Rng(52);
         for (r, op) in tiled_rules().enumerate() {
             for (f, form) in [Form::ChunkLoop, Form::ChunkParallel].into_iter().enumerate() {
-                if !common::slow() && (i + r + 2 * f) % 4 != 0 {
+                if !common::slow() && !(i + r + 2 * f).is_multiple_of(4) {
                     continue;
                 }
                 let op = LinearAttention { form, ..op.clone() };

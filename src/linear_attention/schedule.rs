@@ -41,7 +41,9 @@ impl RegisterTiles {
             (Registers::Few, _) | (_, 129..) => [16, 4],
             _ => [8, 8],
         };
-        let lanes_v = if shape.value_dim > 32 { 16 } else { 8 };
+        // eight would have to hold twice as many scores each
+        let few = Registers::of(caps) == Registers::Few;
+        let lanes_v = if shape.value_dim > 32 || few { 16 } else { 8 };
         let rows = features.div_ceil(4 * lanes_t) * 4;
         // where code is better short, longer slices: they are staged by all lanes, and end less often
         let long = if Registers::of(caps) == Registers::Many { [32, 16] } else { [16, 16] };
