@@ -309,9 +309,9 @@ fn tiled(
         {
             let t = local % CHUNK;
             // up to this token, and of all
-            // @if GATED
             var log = vec2<f32>(0.0);
             var all = vec2<f32>(0.0);
+            // @if GATED
             for (var u = 0u; u < QUADS; u++) {
                 let quad = vec2<f32>(whole_gates[u].w, gate_rests[u].w);
                 all += quad;
@@ -321,9 +321,9 @@ fn tiled(
             log += vec2<f32>(whole_gates[t / 4u][t % 4u], gate_rests[t / 4u][t % 4u]);
             // @else
             let sum = gate_of_head * f32(n);
-            let all = vec2<f32>(whole_part(sum), sum - whole_part(sum));
+            all = vec2<f32>(whole_part(sum), sum - whole_part(sum));
             let sum_t = gate_of_head * f32(t + 1u);
-            let log = vec2<f32>(whole_part(sum_t), sum_t - whole_part(sum_t));
+            log = vec2<f32>(whole_part(sum_t), sum_t - whole_part(sum_t));
             // @end
             let step = decay_step(vec4<f32>(all.y), vec4<f32>(wait + all.x), vec4<f32>(rest));
             let up = fading((wait + log.x) + (rest + log.y));
