@@ -175,6 +175,16 @@ const LOOPS: &[(&str, &[(&str, Bound)])] = &[
         ("for (var row = 0u; row < ROWS; row++) {", Constant("ROWS, at most MAX_DIM")),
         ("for (var row = 0u; row < ROWS; row++) {", Constant("ROWS, at most MAX_DIM")),
     ]),
+    ("linear_attention/tiled.wgsl", &[
+        ("for (var chunk = begin; chunk < end; chunk += CHUNK) {", Tested("tests/linear_attention.rs", "packed_sequences_on_a_gpu")),
+        ("for (var u = 0u; u < QUADS; u++) {", Tested("tests/linear_attention.rs", "packed_sequences_on_a_gpu")),
+        ("for (var channels = 0u; channels < KP / 4u; channels += DEPTH4) {", Tested("tests/linear_attention.rs", "packed_sequences_on_a_gpu")),
+        ("for (var c = 0u; c < depth4; c++) {", Tested("tests/linear_attention.rs", "packed_sequences_on_a_gpu")),
+        ("for (var part = 0u; part < CHUNK; part += PART) {", Tested("tests/linear_attention.rs", "packed_sequences_on_a_gpu")),
+        ("for (var t = 0u; t < part4; t++) {", Tested("tests/linear_attention.rs", "packed_sequences_on_a_gpu")),
+        ("for (var t = 0u; t < part4; t++) {", Tested("tests/linear_attention.rs", "packed_sequences_on_a_gpu")),
+        ("for (var t = 0u; t < part4; t++) {", Tested("tests/linear_attention.rs", "packed_sequences_on_a_gpu")),
+    ]),
     ("measure/multiply_add.wgsl", &[
         ("for (var t = 0u; t < params.trips; t++) {", Constant("params.trips, TRIPS of measure.rs")),
     ]),

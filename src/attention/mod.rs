@@ -26,6 +26,7 @@ pub use append::{KvAppend, KvAppendArgs, KvAppendPlan, KvAppendShape};
 pub use merge::{Merge, MergeArgs, MergePlan, MergeShape};
 pub use plan::AttentionPlan;
 pub use quantize::{Quantized, quantize};
+pub(crate) use schedule::Registers;
 pub use schedule::{GroupTiles, RegisterTiles, Schedule};
 pub use triple::{TripleArgs, TripleAttention, TriplePlan, TripleShape};
 

@@ -220,7 +220,7 @@ pub struct RegisterTiles {
 
 /// What a device can hold in registers, guessed from the only thing that tells: the sizes of its subgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Registers {
+pub(crate) enum Registers {
     /// 255 floats a lane, and code that is better short: NVIDIA and Apple, subgroups of 32 alone.
     Many,
     /// As many, and a compiler that unrolls long loops: AMD, subgroups of 32 and 64.
@@ -230,7 +230,7 @@ enum Registers {
 }
 
 impl Registers {
-    fn of(caps: &Caps) -> Self {
+    pub(crate) fn of(caps: &Caps) -> Self {
         match caps.subgroup {
             Some((32, 32)) => Self::Many,
             Some((min, _)) if min >= 32 => Self::ManyUnrolled,

@@ -23,6 +23,7 @@ const KERNELS: [&str; 10] = [
     "fft/pass:fft_pass",
     "gaunt/orders",
     "linear_attention/chunk_portable:chunk_portable",
+    "linear_attention/tiled:tiled",
     "relative_attention/exact:exact",
     "relative_attention/largest:largest",
     "relative_attention/norm:norm",

@@ -231,6 +231,7 @@ impl LinearAttentionPlan {
     pub fn chunk_size(&self) -> u32 {
         match self.0.design.engine {
             Engine::Chunk { chunk, .. } => chunk,
+            Engine::Tiled(tiles) => tiles.chunk(),
             Engine::Loop { .. } | Engine::Recurrent => 1,
         }
     }
@@ -390,7 +391,7 @@ impl StatePlan {
     }
 }
 
-// Must match `Params` in shaders/linear_attention/{recurrent,loop_subgroup,chunk_portable}.wgsl
+// Must match `Params` in shaders/linear_attention/{recurrent,loop_subgroup,chunk_portable,tiled}.wgsl
 // (tested), where the bounds of packed sequences follow.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -1275,7 +1276,7 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
 #[cfg(test)]
 mod tests {
     use super::{CopyParams, PARAMS_BYTES, Params, SoftmaxParams, StateParams};
-    use crate::linear_attention::plan::{CHUNK, INIT, LOOP, PASS, RECURRENT, SOFTMAX};
+    use crate::linear_attention::plan::{CHUNK, INIT, LOOP, PASS, RECURRENT, SOFTMAX, TILED};
     use crate::test_support::reflect;
     use std::mem::{offset_of, size_of};
 
@@ -1307,7 +1308,7 @@ mod tests {
         let rust = fields!(Params: q, k, v, o, gate, beta, state, batch, heads, group_q, group_k,
             group_v, tokens, first, last, segments, segment_len, segment_stride, z_in, z_out,
             decays, z_pair, z_segment, scale, floor, zero, pad);
-        for source in [RECURRENT, LOOP, CHUNK] {
+        for source in [RECURRENT, LOOP, CHUNK, TILED] {
             let wgsl = members(source.text, "Params");
             same(&wgsl, &rust);
             // the bounds follow

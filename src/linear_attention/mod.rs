@@ -53,6 +53,7 @@ mod channel;
 mod encode;
 mod plan;
 mod relative;
+mod schedule;
 
 pub use channel::{
     ChannelAttention, ChannelAttentionArgs, ChannelAttentionPlan, ChannelAttentionShape,

@@ -2,6 +2,7 @@
 
 use super::{
     Decay, FeatureMap, Form, LinearAttention, LinearAttentionShape, MAX_DIM, Normalize, OP, Update,
+    schedule::RegisterTiles,
 };
 use crate::{
     Caps, Context, DType, Error, Result, Tier,
@@ -12,6 +13,7 @@ use crate::{
 pub(super) const RECURRENT: Source = source!("linear_attention/recurrent.wgsl");
 pub(super) const LOOP: Source = source!("linear_attention/loop_subgroup.wgsl");
 pub(super) const CHUNK: Source = source!("linear_attention/chunk_portable.wgsl");
+pub(super) const TILED: Source = source!("linear_attention/tiled.wgsl");
 pub(super) const PASS: Source = source!("linear_attention/state_pass.wgsl");
 pub(super) const SOFTMAX: Source = source!("linear_attention/state_softmax.wgsl");
 pub(super) const INIT: Source = source!("linear_attention/state_init.wgsl");
@@ -36,6 +38,8 @@ pub(super) enum Engine {
     Loop { workgroup: u32, columns: u32, lanes: u32, tokens: u32 },
     /// `chunk_portable.wgsl`
     Chunk { chunk: u32, step: u32, rk: u32, rg: u32, columns: u32, parts: u32 },
+    /// `tiled.wgsl`
+    Tiled(RegisterTiles),
 }
 
 /// How the sequence is cut.
@@ -97,11 +101,14 @@ impl Design {
         let decode = shape.seq_k <= 8 && op.causal;
         let wants_chunks = op.chunk_size.is_some_and(|c| c != 1);
         let looped = loop_engine(caps, &shape, features, op);
+        let tiles = RegisterTiles::choose(caps, &shape, features, op)
+            .filter(|tiles| op.chunk_size.is_none_or(|size| size == tiles.chunk()));
         let engine = match op.form {
             Form::Recurrent => Engine::Recurrent,
             Form::Auto if decode && op.chunk_size.is_none() => Engine::Recurrent,
-            _ => match looped {
-                Some(engine) if !wants_chunks => engine,
+            _ => match (tiles, looped) {
+                (Some(tiles), _) => Engine::Tiled(tiles),
+                (None, Some(engine)) if !wants_chunks => engine,
                 _ => chunk_engine(caps, &shape, features, op)?,
             },
         };
@@ -129,6 +136,7 @@ impl Design {
             Engine::Recurrent => 1,
             Engine::Loop { workgroup, columns, .. } => v4.div_ceil(workgroup * columns),
             Engine::Chunk { columns, .. } => v4.div_ceil(columns),
+            Engine::Tiled(tiles) => v4.div_ceil(tiles.lanes_v),
         }
     }
 
@@ -143,6 +151,16 @@ impl Design {
         }
     }
 
+    /// Workgroups that keep a device busy.
+    fn target(&self, caps: &Caps) -> u64 {
+        match self.engine {
+            _ if caps.is_cpu() => threads(),
+            // four a multiprocessor of a large card
+            Engine::Tiled(_) => 512,
+            _ => 256,
+        }
+    }
+
     /// Tokens that one invocation can walk within the driver's bound on loops.
     fn longest_walk(&self, caps: &Caps) -> u32 {
         let limit = caps.loop_trips.saturating_sub(1024);
@@ -150,6 +168,7 @@ impl Design {
         let (trips, tokens) = match self.engine {
             Engine::Recurrent => (2 * f + 1, 1),
             Engine::Loop { tokens, .. } => (1, tokens.into()),
+            Engine::Tiled(tiles) => (tiles.trips(), tiles.chunk().into()),
             Engine::Chunk { chunk, step, rk, rg, columns, parts } => {
                 let [u, st, kp, w, cols, rg, parts] =
                     [chunk, step, rk * rg, rg * columns, columns, rg, parts].map(u64::from);
@@ -186,7 +205,7 @@ impl Design {
         }
         // a segment costs a second pass over its keys and values
         let least = if caps.is_cpu() { 256 } else { 64 };
-        let target = if caps.is_cpu() { threads() } else { 256 };
+        let target = self.target(caps);
         let wanted = match form {
             Form::ChunkParallel => (target / self.units().max(1)).max(2),
             Form::Auto if can && reads && self.units() * 2 <= target => {
@@ -202,8 +221,10 @@ impl Design {
             // forced: cut however short
             length = u64::from(tokens).div_ceil(2).max(1);
         }
-        if let Engine::Chunk { chunk, .. } = self.engine {
-            length = length.next_multiple_of(chunk.into());
+        match self.engine {
+            Engine::Chunk { chunk, .. } => length = length.next_multiple_of(chunk.into()),
+            Engine::Tiled(tiles) => length = length.next_multiple_of(tiles.chunk().into()),
+            Engine::Loop { .. } | Engine::Recurrent => {}
         }
         let length = u32::try_from(length).unwrap_or(u32::MAX).min(walk).max(1);
         let count = tokens.div_ceil(length).max(1);
@@ -224,8 +245,7 @@ impl Design {
         if self.engine == Engine::Recurrent {
             return Split::Loop { range: walk };
         }
-        let target = if caps.is_cpu() { threads() } else { 256 };
-        let wanted = (target / self.units().max(1)).max(1);
+        let wanted = (self.target(caps) / self.units().max(1)).max(1);
         let length = u64::from(self.shape.seq_q).div_ceil(wanted).max(64).next_multiple_of(64);
         let length = u32::try_from(length).unwrap_or(u32::MAX).min(walk);
         Split::Segments { count: self.shape.seq_q.div_ceil(length).max(1), length }
@@ -347,6 +367,38 @@ impl Design {
                 tensors.push(("state", f32s(role.loads || role.stores, columns4 && aligned.state)));
                 tensors.push(("decays", f32s(role.totals, false)));
                 (CHUNK, "chunk_portable", false)
+            }
+            Engine::Tiled(tiles) => {
+                let fades = role.writes && op.decay != Decay::None;
+                let weighted = role.writes && op.update == Update::Weighted;
+                let [chunk, rows] = [tiles.chunk(), tiles.all_rows()];
+                spec.extend([
+                    ("LOADS", role.loads.to_string()),
+                    ("STORES", role.stores.to_string()),
+                    ("TOTALS", role.totals.to_string()),
+                    ("FADES", fades.to_string()),
+                    ("GATED", (fades && op.decay == Decay::PerToken).to_string()),
+                    ("WEIGHTED", weighted.to_string()),
+                    ("NORMED", norm.to_string()),
+                    ("READY", (fades || weighted).to_string()),
+                    ("TX", number(tiles.lanes_v)),
+                    ("TY", number(tiles.lanes_t)),
+                    ("GR", number(tiles.tokens / 4)),
+                    ("GK", number(tiles.keys4())),
+                    ("GC", number(tiles.rows / 4)),
+                    ("DEPTH", number(tiles.depth)),
+                    ("PART", number(tiles.part)),
+                    ("LINES4", number(tiles.lines() / 4)),
+                    ("SLICES", number(self.slices())),
+                    ("Q_PASSES", number(tiles.passes(chunk / 4 * tiles.depth / 4))),
+                    ("V_PASSES", number(tiles.passes(tiles.lanes_v * tiles.part))),
+                    ("K_PASSES", number(tiles.passes(rows / 4 * tiles.part))),
+                    ("WIDTH", number(tiles.width())),
+                ]);
+                tensors.push(("gate", gate(false)));
+                tensors.push(("state", f32s(role.loads || role.stores, columns4 && aligned.state)));
+                tensors.push(("decays", f32s(role.totals, false)));
+                (TILED, "tiled", rows4)
             }
         };
         tensors.push(("q", io(role.reads, row_vec4 && aligned.q)));
@@ -541,7 +593,9 @@ impl LinearAttention {
             Engine::Chunk { chunk, .. } => Some(chunk),
             _ => None,
         };
-        chunk_sizes(caps, shape, features, self).into_iter().filter_map(size).collect()
+        let tiles = RegisterTiles::choose(caps, shape, features, self);
+        let others = chunk_sizes(caps, shape, features, self).into_iter().filter_map(size);
+        tiles.map(|tiles| tiles.chunk()).into_iter().chain(others).collect()
     }
 }
 
@@ -561,7 +615,7 @@ fn chunk_engine(
         None => all.first(),
     };
     wanted.copied().ok_or_else(|| {
-        let mut sizes: Vec<u32> = all.iter().map(size).collect();
+        let mut sizes = op.chunk_sizes(caps, s);
         sizes.reverse();
         Error::shape(
             OP,
