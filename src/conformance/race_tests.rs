@@ -15,7 +15,7 @@ use crate::{Context, DType, DeviceClass, Result, Tensor, Tier};
 use super::{Case, case_files, random_case, random_ops, run_guarded};
 
 /// The kernels with workgroup memory and barriers.
-const KERNELS: [&str; 10] = [
+const KERNELS: [&str; 11] = [
     "attention/decode:decode",
     "attention/flash:flash",
     "attention/groups:groups",
