@@ -52,7 +52,10 @@ done
 if [ -z "$cards" ]; then
     cards=rdna2,rdna3,rdna4,ampere,ada,hopper,blackwell,xelp,dg2,xe2,xe3,browser
     if $quick; then cards=rdna3,ada,dg2; fi
+    # of texts that are given, the cards that they are of
+    if [ -d "$texts" ]; then cards=$(cd "$texts" && find . -mindepth 1 -maxdepth 1 -type d -printf '%f,'); fi
 fi
+cards=${cards%,}
 case $op in
     '' | attention | linear | neighborhood | gaunt | fft | relative) ;;
     *)
