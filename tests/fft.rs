@@ -280,7 +280,8 @@ fn cut_for_a_gpu() {
         let started = std::time::Instant::now();
         let mut deal = Deal::new(d, 5);
         for (k, n) in lengths.clone().enumerate() {
-            if n > 8 && !deal.takes() {
+            // two thirds of them, unless there is time
+            if n > 8 && (!deal.takes() || k % 3 == 1 && !common::slow()) {
                 continue;
             }
             let direction = [Direction::Forward, Direction::Inverse][k % 2];
