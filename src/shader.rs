@@ -52,7 +52,12 @@ const LIBS: &[Source] = &[
 ];
 
 /// Files that kernels include.
-const PARTS: &[Source] = &[source!("attention/params.wgsl"), source!("attention/problem.wgsl")];
+const PARTS: &[Source] = &[
+    source!("attention/params.wgsl"),
+    source!("attention/problem.wgsl"),
+    source!("gaunt/params.wgsl"),
+    source!("linear_attention/params.wgsl"),
+];
 
 /// One kernel specialised: everything that changes its WGSL, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -659,7 +664,7 @@ fn bindings(wgsl: &str) -> Vec<Binding> {
 
 #[cfg(test)]
 mod tests {
-    use super::{fold, include, unroll};
+    use super::{fold, include, switch, unroll};
 
     #[test]
     fn loops_are_written_out_by_constant_expressions() {
@@ -670,6 +675,14 @@ mod tests {
         }
         let unknown = format!("{head}// @unroll I K\nf(I);\n// @end\n");
         assert!(std::panic::catch_unwind(|| unroll(&unknown)).is_err());
+    }
+
+    #[test]
+    fn switches_may_be_of_others() {
+        let text = "const A: bool = false; // @spec\nconst B: bool = true;\n\
+                    const C: bool = A || B;\nconst D: bool = A || A;\nconst E: bool = A || Z;\n";
+        let values = ["A", "B", "C", "D", "E"].map(|name| switch(text, name));
+        assert_eq!(values, [Some(false), Some(true), Some(true), Some(false), None]);
     }
 
     #[test]

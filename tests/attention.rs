@@ -6,11 +6,11 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{
-    Deal, Device, Guarded, Rng, devices, in_turn, random_layout, rel_rms, rounded, run, slow,
+    Deal, Device, Guarded, Rng, devices, gpus, in_turn, random_layout, rel_rms, rounded, run, slow,
     to_f64, upload_as,
 };
 use tilewise::{
-    Caps, Card, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView, Tier,
+    Caps, Context, DType, DeviceClass, Error, Layout, Tensor, TensorView, Tier,
     attention::{
         Algorithm, Attention, AttentionArgs, AttentionShape, BiasPositions, CausalAlignment,
         GroupTiles, KvAppend, KvAppendArgs, KvAppendShape, Mask, Merge, MergeArgs, MergeShape,
@@ -1476,25 +1476,6 @@ fn scores_far_from_each_other() {
             assert!(error < 1e-6, "{name}, {keys} rising keys: {error:e}");
         }
     }
-}
-
-/// The devices here, but for those whose compilers are slow at long texts and get another kernel,
-/// planned for as such a card. Only portable kernels: a card's subgroups are not the device's.
-fn gpus(card: &str) -> Vec<Device> {
-    let card = Card::find(card).unwrap();
-    let fast = |d: &&Device| d.ctx.caps.unrolled >= Caps::minimum().unrolled;
-    let portable = |d: &&Device| d.ctx.caps.tier == Tier::Portable;
-    let plan = |Device { name, ctx }: &Device| {
-        let own = ctx.caps.with_class(DeviceClass::Gpu);
-        let caps = Caps {
-            subgroup: card.subgroup,
-            workgroup_storage: card.workgroup_storage.min(own.workgroup_storage),
-            invocations: card.invocations.min(own.invocations),
-            ..own
-        };
-        Device { name: format!("{name}, as {}", card.name), ctx: ctx.with_caps(caps) }
-    };
-    devices().iter().filter(fast).filter(portable).map(plan).collect()
 }
 
 /// Every device, and one as a GPU, whose schedule is another.

@@ -5,10 +5,11 @@
 mod common;
 
 use common::{
-    Deal, Device, Guarded, Rng, devices, devices_alone, rel_rms, rounded, run, to_f64, upload_as,
+    Deal, Device, Guarded, Rng, devices, devices_alone, gpus, rel_rms, rounded, run, to_f64,
+    upload_as,
 };
 use tilewise::{
-    Caps, Card, Context, DType, DeviceClass, Error, Layout, Result, Tensor, Tier,
+    Caps, Context, DType, DeviceClass, Error, Layout, Result, Tensor, Tier,
     linear_attention::{
         ChannelAttention, ChannelAttentionArgs, ChannelAttentionShape, Decay, FeatureMap, Form,
         LinearAttention, LinearAttentionArgs, LinearAttentionShape, MAX_PACKED, Normalize,
@@ -1948,25 +1949,6 @@ fn feature_maps_far_out() {
             }
         }
     }
-}
-
-/// The devices here whose compilers are fast, planned for as such a card. Only portable kernels: a card's
-/// subgroups are not the device's.
-fn gpus(card: &str) -> Vec<Device> {
-    let card = Card::find(card).unwrap();
-    let fast = |d: &&Device| d.ctx.caps.unrolled >= Caps::minimum().unrolled;
-    let portable = |d: &&Device| d.ctx.caps.tier == Tier::Portable;
-    let plan = |Device { name, ctx }: &Device| {
-        let own = ctx.caps.with_class(DeviceClass::Gpu);
-        let caps = Caps {
-            subgroup: card.subgroup,
-            workgroup_storage: card.workgroup_storage.min(own.workgroup_storage),
-            invocations: card.invocations.min(own.invocations),
-            ..own
-        };
-        Device { name: format!("{name}, as {}", card.name), ctx: ctx.with_caps(caps) }
-    };
-    devices().iter().filter(fast).filter(portable).map(plan).collect()
 }
 
 /// Rules that a GPU computes by register tiles.

@@ -20,19 +20,7 @@ const QUADS: u32 = 2u; // @spec
 // parallels of all products, and some to spread over banks
 const STRIDE: u32 = 25u; // @spec
 
-// Must match `gaunt::Params`. Strides are (batch, channel, offset, unused), in elements.
-struct Params {
-    count: u32,
-    channels: u32,
-    // ROUNDS and PAIRS, of which compilers would make copies of the loops' bodies: longer code, and
-    // more registers
-    rounds: u32,
-    pairs: u32,
-    rows: array<vec4<u32>, 8>,
-    weights: array<vec4<u32>, 8>,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> z: array<f32>; fn z_store(i: u32, x: f32) { z[i] = x; } // @tensor
+// @include gaunt/params.wgsl
 // @bindings
 @group(0) @binding(2) var<storage, read> table: array<vec4<f32>>;
 

@@ -7,17 +7,7 @@
 // Source: Luo et al. 2024, arXiv:2401.10216; Xie et al. 2025, arXiv:2506.13523.
 const WORKGROUP: u32 = 64u; // @spec
 
-// Must match `gaunt::Params`. Strides are (batch, channel, offset, unused), in elements.
-struct Params {
-    count: u32,
-    channels: u32,
-    pad0: u32,
-    pad1: u32,
-    rows: array<vec4<u32>, 8>,
-    weights: array<vec4<u32>, 8>,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> z: array<f32>; fn z_store(i: u32, x: f32) { z[i] = x; } // @tensor
+// @include gaunt/params.wgsl
 // @bindings
 
 @compute @workgroup_size(WORKGROUP)

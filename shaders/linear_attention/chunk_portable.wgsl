@@ -17,23 +17,9 @@
 //   decays [B, H, segments, K] f32, logarithms
 // Source: Yang et al. 2023, arXiv:2312.06635, section 4; delta rule: Yang et al. 2024,
 // arXiv:2406.06484, section 3. Twin: none; the reference is the recurrence.
-const DIM: u32 = 64u; // @spec
+// @include linear_attention/params.wgsl
+
 const FEATURES: u32 = 64u; // @spec
-const V: u32 = 64u; // @spec
-// groups of four columns
-const V4: u32 = 16u; // @spec
-const CU: u32 = 1u; // @spec
-const PACKED: bool = false; // @spec
-// logarithms: 0 none, 1 per head, 2 per token, 3 per token and channel
-const DECAY: u32 = 0u; // @spec
-// 0 add, 1 weighted, 2 delta rule
-const UPDATE: u32 = 0u; // @spec
-// 0 none, 1 eps, 2 clamp
-const NORM: u32 = 0u; // @spec
-const FEATURE: u32 = 0u; // @spec
-// what a token does: changes the state, reads it
-const WRITES: bool = true; // @spec
-const READS: bool = true; // @spec
 // what a segment does: begins from a state in memory, stores its last, stores its total decay
 const LOADS: bool = false; // @spec
 const STORES: bool = false; // @spec
@@ -65,47 +51,6 @@ const WORKGROUP: u32 = RG * COLUMNS;
 const I: u32 = 0u;
 const R: u32 = 0u;
 
-// Must match `linear_attention::Params` (tested). Strides are (batch, token, head, offset), in
-// elements; those of the state (batch, head, row, offset).
-struct Params {
-    q: vec4<u32>,
-    k: vec4<u32>,
-    v: vec4<u32>,
-    o: vec4<u32>,
-    gate: vec4<u32>,
-    beta: vec4<u32>,
-    state: vec4<u32>,
-    batch: u32,
-    heads: u32,
-    // heads of the state for each head of q, k, v
-    group_q: u32,
-    group_k: u32,
-    group_v: u32,
-    // tokens of a sequence, and the range of them that this dispatch takes
-    tokens: u32,
-    first: u32,
-    last: u32,
-    segments: u32,
-    segment_len: u32,
-    // distance of the states of neighbouring segments
-    segment_stride: u32,
-    // first elements of the key sums before and after, and of the decays; their distance from
-    // one (sequence, head) and from one segment to the next
-    z_in: u32,
-    z_out: u32,
-    decays: u32,
-    z_pair: u32,
-    z_segment: u32,
-    scale: f32,
-    // eps or least value of the denominator
-    floor: f32,
-    // 0, unknown to compilers
-    zero: u32,
-    pad: u32,
-    // bounds of packed sequences
-    cu: array<vec4<u32>, CU>,
-}
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<f32>; fn q_load(i: u32) -> f32 { return q[i]; } // @tensor
 @group(0) @binding(2) var<storage, read> k: array<f32>; fn k_load(i: u32) -> f32 { return k[i]; } // @tensor
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } // @tensor
@@ -138,11 +83,6 @@ var<workgroup> denominators: array<f32, CHUNK>;
 var<workgroup> fade: array<f32, KP>;
 var<workgroup> sum_k: array<f32, Z>;
 var<workgroup> totals: array<f32, TOTAL>;
-
-// First token of packed sequence `n`.
-fn bound(n: u32) -> u32 {
-    return params.cu[n >> 2u][n & 3u];
-}
 
 fn q_feature(row: u32, c: u32) -> f32 {
     if FEATURE == 5u {

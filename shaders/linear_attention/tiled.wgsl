@@ -12,33 +12,17 @@
 //   gate [H] or [B, S, H], beta [B, S, H], z [.., B, H, segments, K] f32, decays [B, H, segments, K] f32,
 //   logarithms
 // Source: Yang et al. 2023, arXiv:2312.06635, section 4. Twin: none; the reference is the recurrence.
-const DIM: u32 = 64u; // @spec
-const V: u32 = 64u; // @spec
-// groups of four columns
-const V4: u32 = 16u; // @spec
-const CU: u32 = 1u; // @spec
-const PACKED: bool = false; // @spec
-// logarithms: 0 none, 1 per head, 2 per token
-const DECAY: u32 = 2u; // @spec
-// 0 add, 1 weighted
-const UPDATE: u32 = 1u; // @spec
-// 0 none, 1 eps, 2 clamp
-const NORM: u32 = 1u; // @spec
-const FEATURE: u32 = 0u; // @spec
-// what a token does: changes the state, reads it
-const WRITES: bool = true; // @spec
-const READS: bool = true; // @spec
+// @include linear_attention/params.wgsl
+
 // what a segment does: begins from a state in memory, stores its last, stores its total decay
 const LOADS: bool = true; // @spec
 const STORES: bool = true; // @spec
 const TOTALS: bool = true; // @spec
-// the state fades; by gates of tokens; tokens have weights; outputs have a denominator; something of this is
-// made ready before a chunk
+// the state fades; by gates of tokens; tokens have weights; outputs have a denominator
 const FADES: bool = true; // @spec
 const GATED: bool = true; // @spec
 const WEIGHTED: bool = true; // @spec
 const NORMED: bool = true; // @spec
-const READY: bool = true; // @spec
 const TX: u32 = 16u; // @spec
 const TY: u32 = 8u; // @spec
 // groups of four tokens, keys and rows of the state of one invocation
@@ -49,10 +33,6 @@ const GC: u32 = 2u; // @spec
 const DEPTH: u32 = 16u; // @spec
 const PART: u32 = 16u; // @spec
 const SLICES: u32 = 1u; // @spec
-// passes of all invocations that stage a slice of q or k, a part of v, and of k as rows of the state
-const Q_PASSES: u32 = 1u; // @spec
-const V_PASSES: u32 = 2u; // @spec
-const K_PASSES: u32 = 2u; // @spec
 // vec4s in a line of `shared_rows`: the larger of TX and TY * GC
 const WIDTH: u32 = 16u; // @spec
 // the larger of DEPTH / 4 and PART / 4
@@ -76,48 +56,13 @@ const D4: u32 = (DIM + 3u) / 4u;
 // groups of four channels in a slice, of four tokens in a part
 const DEPTH4: u32 = DEPTH / 4u;
 const PART4: u32 = PART / 4u;
+// passes of all invocations that stage a slice of q or k, a part of v, and of k as rows of the state
+const Q_PASSES: u32 = (QUADS * DEPTH4 + WORKGROUP - 1u) / WORKGROUP;
+const V_PASSES: u32 = (TX * PART + WORKGROUP - 1u) / WORKGROUP;
+const K_PASSES: u32 = (TY * GC * PART + WORKGROUP - 1u) / WORKGROUP;
+// something is made ready before a chunk
+const READY: bool = FADES || WEIGHTED;
 
-// Must match `linear_attention::Params` (tested). Strides are (batch, token, head, offset), in
-// elements; those of the state (batch, head, row, offset).
-struct Params {
-    q: vec4<u32>,
-    k: vec4<u32>,
-    v: vec4<u32>,
-    o: vec4<u32>,
-    gate: vec4<u32>,
-    beta: vec4<u32>,
-    state: vec4<u32>,
-    batch: u32,
-    heads: u32,
-    // heads of the state for each head of q, k, v
-    group_q: u32,
-    group_k: u32,
-    group_v: u32,
-    // tokens of a sequence, and the range of them that this dispatch takes
-    tokens: u32,
-    first: u32,
-    last: u32,
-    segments: u32,
-    segment_len: u32,
-    // distance of the states of neighbouring segments
-    segment_stride: u32,
-    // first elements of the key sums before and after, and of the decays; their distance from
-    // one (sequence, head) and from one segment to the next
-    z_in: u32,
-    z_out: u32,
-    decays: u32,
-    z_pair: u32,
-    z_segment: u32,
-    scale: f32,
-    // eps or least value of the denominator
-    floor: f32,
-    // 0, unknown to compilers
-    zero: u32,
-    pad: u32,
-    // bounds of packed sequences
-    cu: array<vec4<u32>, CU>,
-}
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; fn q_load4n(i: u32, n: u32) -> vec4<f32> { return q[i >> 2u]; } // @tensor
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; fn k_load4n(i: u32, n: u32) -> vec4<f32> { return k[i >> 2u]; } // @tensor
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; fn v_load4n(i: u32, n: u32) -> vec4<f32> { return v[i >> 2u]; } // @tensor
@@ -146,21 +91,6 @@ var<workgroup> log_rests: array<f32, CHUNK>;
 var<workgroup> query_factors: array<f32, CHUNK>;
 var<workgroup> key_factors: array<f32, CHUNK>;
 var<workgroup> weights: array<f32, CHUNK>;
-
-// First token of packed sequence `n`.
-fn bound(n: u32) -> u32 {
-    return params.cu[n >> 2u][n & 3u];
-}
-
-// The map of one group of four features; those past the last stay zero.
-fn features(group: u32, x: vec4<f32>) -> vec4<f32> {
-    let y = feature_map(FEATURE, x);
-    if DIM % 4u == 0u {
-        return y;
-    }
-    let c = vec4<u32>(group * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
-    return select(vec4<f32>(0.0), y, c < vec4<u32>(DIM));
-}
 
 // The part of a log decay that is a multiple of 2^-10: sums of 64 are exact, and so are differences of sums.
 fn whole_part(log: f32) -> f32 {

@@ -589,8 +589,8 @@ impl Attention {
         }
     }
 
-    /// Tiles of [`Schedule::Rows`] that [`Attention::schedule`] accepts for this problem on such a device, the planner's
-    /// choice first. Pages allow no `block_k` above their size.
+    /// Tiles of [`Schedule::Rows`] that [`Attention::schedule`] accepts for this problem on such a
+    /// device, the planner's choice first. Pages allow no `block_k` above their size.
     pub fn supported_tiles(caps: &Caps, shape: &AttentionShape) -> Vec<Tiles> {
         let first = select_tiles(caps, shape, Self::default().texels(caps, shape));
         let mut all = vec![first];

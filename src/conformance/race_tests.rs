@@ -67,8 +67,8 @@ fn dispatched() -> &'static BTreeMap<String, Vec<Dispatched>> {
                     Dispatched { wgsl, ..l.clone() }
                 });
             for launch in blind.chain(found.iter().cloned()) {
-                // long texts that differ in options alone touch workgroup memory alike
-                let long = launch.wgsl.len() > 40_000;
+                // long texts of attention that differ in options alone touch workgroup memory alike
+                let long = launch.wgsl.len() > 40_000 && launch.wgsl.contains("fn piece_of(");
                 let alike = |wgsl: &&String| {
                     let cut =
                         |text: &str| text.split("const TX: ").nth(1).map(|t| t[..900].to_owned());

@@ -114,8 +114,7 @@ struct Budget {
     /// Largest radix of a pass, for either pairing.
     points: u32,
     rows: u32,
-    /// Invocations of a workgroup.
-    invocations: u32,
+    /// See [`Pass::halved`].
     halved: bool,
     costs: Costs,
 }
@@ -171,9 +170,9 @@ impl Budget {
         let weak = caps.unrolled < UNROLLED;
         let halves = if caps.is_cpu() { 1 } else { 2 };
         Self {
+            caps: caps.clone(),
             // a CPU spills registers to its nearest cache at little cost and pays for each
             // exchange through memory; a GPU the other way round
-            caps: caps.clone(),
             radix: if weak || !caps.is_cpu() { 8 } else { MAX_RADIX / 2 },
             // without them, lengths of those factors go by four times as many steps
             prime: match (weak, caps.is_cpu()) {
@@ -196,7 +195,6 @@ impl Budget {
                 .map_or(1, |(min, _)| 1 << min.min(16).ilog2()),
             points: (2 * shared * halves).min(4096),
             rows: (shared * halves).min(2048),
-            invocations: caps.invocations,
             halved: !caps.is_cpu(),
             costs: if caps.is_cpu() { CPU } else { GPU },
         }
@@ -418,7 +416,7 @@ fn stages(radix: u32, budget: &Budget, pairing: Pairing) -> Option<Vec<u32>> {
     }
     let stages = budget.factors(radix)?;
     let least = stages.iter().min().copied().unwrap_or(1);
-    if radix / least / halves > budget.invocations {
+    if radix / least / halves > budget.caps.invocations {
         return None;
     }
     if pairing == Pairing::Rows {

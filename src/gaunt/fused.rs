@@ -91,14 +91,15 @@ pub(crate) struct Operand<'a> {
     pub(crate) gather: Option<&'a wgpu::Buffer>,
 }
 
-// Must match `Params` in shaders/gaunt/product.wgsl (tested).
+// Must match `Params` in shaders/gaunt/params.wgsl (tested).
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
     count: u32,
     channels: u32,
     /// Rounds, and pairs of parallels in each, where lanes share a product.
-    trips: [u32; 2],
+    rounds: u32,
+    pairs: u32,
     rows: [[u32; 4]; 8],
     weights: [[u32; 4]; 8],
 }
@@ -367,11 +368,12 @@ impl Fused {
             need: count,
             limit: u32::MAX.into(),
         })?;
-        let (products, trips) = match &self.form {
-            Form::Lane { .. } => (WORKGROUP, [0; 2]),
-            Form::Orders { tiles, .. } => (tiles.products, [tiles.rounds, tiles.pairs]),
+        let (products, rounds, pairs) = match &self.form {
+            Form::Lane { .. } => (WORKGROUP, 0, 0),
+            Form::Orders { tiles, .. } => (tiles.products, tiles.rounds, tiles.pairs),
         };
-        let mut params = Params { count, channels, trips, rows: [[0; 4]; 8], weights: [[0; 4]; 8] };
+        let (rows, weights) = ([[0; 4]; 8], [[0; 4]; 8]);
+        let mut params = Params { count, channels, rounds, pairs, rows, weights };
         let place = |view: &TensorView<'_, 3>, bound: &Bound<'_>| {
             let [b, c, _] = view.strides_u32();
             [b, c, bound.offset, 0]
@@ -588,6 +590,29 @@ fn load_row(load: &mut String, i: usize, lmax: u32, input: &InputVariant) {
             };
             let times = if weight { format!(" * u{i}_{l}") } else { String::new() };
             let _ = writeln!(load, "let x{i}_{k} = {element}{times};");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Params;
+    use crate::{
+        DeviceClass,
+        gaunt::GauntShape,
+        gaunt::GauntTensorProduct,
+        test_support::{assert_params, fields, noop},
+    };
+
+    #[test]
+    fn params_match() {
+        for (class, kernel) in [(DeviceClass::Cpu, "product"), (DeviceClass::Gpu, "orders")] {
+            let ctx = noop().with_class(class);
+            let shape = GauntShape { batch: 1, channels: 1 };
+            let plan = GauntTensorProduct::new(5, 5).plan(&ctx, shape).unwrap();
+            let wgsl = plan.wgsl();
+            assert!(wgsl[0].contains(&format!("fn {kernel}(")), "{class}");
+            assert_params(&wgsl[0], fields!(Params: count channels rounds pairs rows weights));
         }
     }
 }

@@ -391,8 +391,7 @@ impl StatePlan {
     }
 }
 
-// Must match `Params` in shaders/linear_attention/{recurrent,loop_subgroup,chunk_portable,tiled}.wgsl
-// (tested), where the bounds of packed sequences follow.
+// Must match `Params` in shaders/linear_attention/params.wgsl (tested), where the bounds of packed sequences follow.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
@@ -1276,7 +1275,7 @@ impl<'a, 'p, 'c> Recorder<'a, 'p, 'c> {
 #[cfg(test)]
 mod tests {
     use super::{CopyParams, PARAMS_BYTES, Params, SoftmaxParams, StateParams};
-    use crate::linear_attention::plan::{CHUNK, INIT, LOOP, PASS, RECURRENT, SOFTMAX, TILED};
+    use crate::linear_attention::plan::{INIT, PASS, SOFTMAX};
     use crate::test_support::reflect;
     use std::mem::{offset_of, size_of};
 
@@ -1308,14 +1307,13 @@ mod tests {
         let rust = fields!(Params: q, k, v, o, gate, beta, state, batch, heads, group_q, group_k,
             group_v, tokens, first, last, segments, segment_len, segment_stride, z_in, z_out,
             decays, z_pair, z_segment, scale, floor, zero, pad);
-        for source in [RECURRENT, LOOP, CHUNK, TILED] {
-            let wgsl = members(source.text, "Params");
-            same(&wgsl, &rust);
-            // the bounds follow
-            let bounds = &wgsl[rust.len()];
-            assert_eq!((bounds.0.as_str(), bounds.1), ("cu", PARAMS_BYTES));
-            assert_eq!(size_of::<Params>(), PARAMS_BYTES as usize);
-        }
+        let text = include_str!("../../shaders/linear_attention/params.wgsl");
+        let wgsl = members(text, "Params");
+        same(&wgsl, &rust);
+        // the bounds follow
+        let bounds = &wgsl[rust.len()];
+        assert_eq!((bounds.0.as_str(), bounds.1), ("cu", PARAMS_BYTES));
+        assert_eq!(size_of::<Params>(), PARAMS_BYTES as usize);
         let wgsl = members(PASS.text, "StateParams");
         same(&wgsl, &fields!(StateParams: state, heads, segments, own, decays, count, zero));
         assert_eq!(wgsl.last().map(|m| m.1 as usize), Some(size_of::<StateParams>()));

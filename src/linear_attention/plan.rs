@@ -370,17 +370,14 @@ impl Design {
             }
             Engine::Tiled(tiles) => {
                 let fades = role.writes && op.decay != Decay::None;
-                let weighted = role.writes && op.update == Update::Weighted;
-                let [chunk, rows] = [tiles.chunk(), tiles.all_rows()];
                 spec.extend([
                     ("LOADS", role.loads.to_string()),
                     ("STORES", role.stores.to_string()),
                     ("TOTALS", role.totals.to_string()),
                     ("FADES", fades.to_string()),
                     ("GATED", (fades && op.decay == Decay::PerToken).to_string()),
-                    ("WEIGHTED", weighted.to_string()),
+                    ("WEIGHTED", (role.writes && op.update == Update::Weighted).to_string()),
                     ("NORMED", norm.to_string()),
-                    ("READY", (fades || weighted).to_string()),
                     ("TX", number(tiles.lanes_v)),
                     ("TY", number(tiles.lanes_t)),
                     ("GR", number(tiles.tokens / 4)),
@@ -390,9 +387,6 @@ impl Design {
                     ("PART", number(tiles.part)),
                     ("LINES4", number(tiles.lines() / 4)),
                     ("SLICES", number(self.slices())),
-                    ("Q_PASSES", number(tiles.passes(chunk / 4 * tiles.depth / 4))),
-                    ("V_PASSES", number(tiles.passes(tiles.lanes_v * tiles.part))),
-                    ("K_PASSES", number(tiles.passes(rows / 4 * tiles.part))),
                     ("WIDTH", number(tiles.width())),
                 ]);
                 tensors.push(("gate", gate(false)));

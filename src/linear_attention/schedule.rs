@@ -91,11 +91,6 @@ impl RegisterTiles {
         16 * vectors + 4 * self.depth + 32 * self.chunk()
     }
 
-    /// Passes of all invocations over so many items.
-    pub(super) fn passes(&self, items: u32) -> u32 {
-        items.div_ceil(self.workgroup())
-    }
-
     /// Loop trips that one chunk takes at most.
     pub(super) fn trips(&self) -> u64 {
         let slices = self.all_rows() / self.depth;

@@ -13,7 +13,10 @@ pub mod uniformity;
 use std::{cell::OnceCell, sync::OnceLock};
 
 use half::{bf16, f16};
-use tilewise::{Context, DType, Element, Layout, Result, Tensor, TensorView, Tier, wgpu};
+use tilewise::{
+    Caps, Card, Context, DType, DeviceClass, Element, Layout, Result, Tensor, TensorView, Tier,
+    wgpu,
+};
 
 /// A device to test on, with kernels of one tier.
 #[derive(Clone)]
@@ -50,6 +53,25 @@ pub fn devices() -> &'static [Device] {
 /// As [`devices`].
 pub fn devices_alone() -> Vec<Device> {
     some(open(|_| true))
+}
+
+/// The devices here, but for those whose compilers are slow at long texts and get another kernel,
+/// planned for as such a card. Only portable kernels: a card's subgroups are not the device's.
+pub fn gpus(card: &str) -> Vec<Device> {
+    let card = Card::find(card).unwrap();
+    let fast = |d: &&Device| d.ctx.caps.unrolled >= Caps::minimum().unrolled;
+    let portable = |d: &&Device| d.ctx.caps.tier == Tier::Portable;
+    let plan = |Device { name, ctx }: &Device| {
+        let own = ctx.caps.with_class(DeviceClass::Gpu);
+        let caps = Caps {
+            subgroup: card.subgroup,
+            workgroup_storage: card.workgroup_storage.min(own.workgroup_storage),
+            invocations: card.invocations.min(own.invocations),
+            ..own
+        };
+        Device { name: format!("{name}, as {}", card.name), ctx: ctx.with_caps(caps) }
+    };
+    devices().iter().filter(fast).filter(portable).map(plan).collect()
 }
 
 /// Refuses to test nothing, see [`devices`].
@@ -101,7 +123,7 @@ pub fn in_turn(device: usize, case: u32, spread: u32) -> bool {
     if slow() {
         return true;
     }
-    let most = tilewise::Caps::minimum().unrolled;
+    let most = Caps::minimum().unrolled;
     let all = devices();
     let fast: Vec<usize> = (0..all.len()).filter(|&i| all[i].ctx.caps.unrolled >= most).collect();
     match fast.iter().position(|&i| i == device) {
