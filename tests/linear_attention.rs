@@ -1027,8 +1027,10 @@ fn longer_than_one_dispatch() {
             LinearAttention { decay: Decay::PerHead(vec![-0.02]), form: Form::ChunkLoop, ..base() };
         let s = LinearAttentionShape::new(1, 70_000, 1, 4, 4);
         let x = Data::random(&mut rng, &op, &s, false);
-        let got = execute(ctx, &mut rng, &op, &s, &x, None, true).unwrap();
-        judge(name, &op, &s, &x, None, &got);
+        for ctx in [ctx, &ctx.with_class(DeviceClass::Gpu)] {
+            let got = execute(ctx, &mut rng, &op, &s, &x, None, true).unwrap();
+            judge(name, &op, &s, &x, None, &got);
+        }
     }
 }
 
